@@ -1,0 +1,1 @@
+"""elmoe: lossless Elastic self-speculative decoding for Mixture-of-Experts models."""

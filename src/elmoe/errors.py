@@ -1,0 +1,64 @@
+"""The exception tree of elmoe. Knows nothing about the rest of the package.
+
+::
+
+    ElmoeError                    everything elmoe raises on purpose
+    ├── InputError                something the caller gave is wrong (command line: exit code 2)
+    │   ├── ConfigError           an option or parameter is out of range or contradicts another
+    │   ├── PromptError           a prompt is empty or does not fit the context
+    │   ├── CapacityError         a memory budget is too small for what was asked
+    │   ├── TensorError           a tensor holds values that cannot be represented (names the tensor)
+    │   ├── CheckpointError       a model folder is missing, broken, foreign or of another version
+    │   │   └── UnsupportedModelError   a healthy model that elmoe cannot run
+    │   └── TraceError            a trace file is missing, broken or of another version
+    ├── StorageError              the disk is full or an operating system call on a file failed (exit code 2)
+    └── InternalError             a broken promise of ours (exit code 1): please report it
+"""
+
+
+class ElmoeError(Exception):
+    """Base of all errors that elmoe raises on purpose. The message names the thing and the remedy."""
+
+    exit_code = 2
+
+
+class InputError(ElmoeError):
+    """Something the caller gave is wrong."""
+
+
+class ConfigError(InputError):
+    """An option or parameter is out of range or contradicts another."""
+
+
+class PromptError(InputError):
+    """A prompt is empty or does not fit the context."""
+
+
+class CapacityError(InputError):
+    """A memory budget is too small for what was asked."""
+
+
+class TensorError(InputError):
+    """A tensor holds values that cannot be represented; the message names it."""
+
+
+class CheckpointError(InputError):
+    """A model folder is missing, broken, foreign or of another version."""
+
+
+class UnsupportedModelError(CheckpointError):
+    """A healthy model that elmoe cannot run; the message says which part of it."""
+
+
+class TraceError(InputError):
+    """A trace file is missing, broken or of another version."""
+
+
+class StorageError(ElmoeError):
+    """The disk is full, or an operating system call on a file failed."""
+
+
+class InternalError(ElmoeError):
+    """A broken promise of ours."""
+
+    exit_code = 1

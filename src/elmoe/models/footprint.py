@@ -1,0 +1,86 @@
+"""Bytes of a model by part, and the expert pool that a fast-memory budget leaves room for.
+
+Everything follows from the layer program, so a model can be sized before a single weight is read. Placement
+order as in the paper: dense weights and KV cache first, the rest is the expert pool. Knows nothing about policies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from elmoe.models.program import GatedMlp, Linear, Program, expert_plane_bytes
+from elmoe.models.shape import ModelShape
+from elmoe.quant.tiles import SCALE_BYTES, plane_bytes, tile_grid
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes by part. `dense` is everything but the experts; `scales` is contained in `experts_msb` and `dense`."""
+
+    dense: int
+    dense_msb: int
+    """What a draft step reads of `dense`: MSB planes (scales included) and FP32 tensors."""
+    experts_msb: int
+    experts_lsb: int
+    scales: int
+    kv_per_token: int
+    expert_msb: int
+    """MSB record of one expert: what one pool slot holds."""
+    expert_lsb: int
+    moe_layers: int
+    experts: int
+    experts_per_tok: int
+
+    @property
+    def total(self) -> int:
+        """All weights."""
+        return self.dense + self.experts_msb + self.experts_lsb
+
+    def pool_slots(self, fast_bytes: int, kv_tokens: int) -> int:
+        """Expert-pool slots per MoE layer that `fast_bytes` leave beside dense weights and `kv_tokens` of KV.
+
+        At most the number of experts; negative when even dense weights and KV do not fit.
+        """
+        left = fast_bytes - self.dense - kv_tokens * self.kv_per_token
+        return min(self.experts, left // (self.expert_msb * self.moe_layers))
+
+    def fast_bytes_needed(self, kv_tokens: int) -> int:
+        """The smallest budget: dense weights, KV of `kv_tokens`, and one pool slot per expert that a token uses."""
+        pool = self.experts_per_tok * self.expert_msb * self.moe_layers
+        return self.dense + kv_tokens * self.kv_per_token + pool
+
+
+def footprint(shape: ModelShape, program: Program) -> Footprint:
+    """Size every part of a model."""
+    blocks = program.moe_blocks
+    expert_msb, expert_lsb = expert_plane_bytes(blocks[0].expert) if blocks else (0, 0)
+    count = len(blocks) * shape.experts
+    planes = [plane_bytes(linear.outputs, linear.inputs) for linear in program.linears]
+    vectors = sum(4 * prod(dims) for dims in program.vectors.values())
+    dense_msb = sum(msb for msb, _ in planes) + vectors
+    scales = sum(_scale_bytes(linear) for linear in program.linears)
+    if blocks:
+        scales += count * _expert_scale_bytes(blocks[0].expert)
+    return Footprint(
+        dense=dense_msb + sum(lsb for _, lsb in planes),
+        dense_msb=dense_msb,
+        experts_msb=count * expert_msb,
+        experts_lsb=count * expert_lsb,
+        scales=scales,
+        kv_per_token=shape.kv_bytes_per_token,
+        expert_msb=expert_msb,
+        expert_lsb=expert_lsb,
+        moe_layers=len(blocks),
+        experts=shape.experts,
+        experts_per_tok=shape.experts_per_tok,
+    )
+
+
+def _scale_bytes(linear: Linear) -> int:
+    blocks, along = tile_grid(linear.outputs, linear.inputs)
+    return blocks * along * SCALE_BYTES
+
+
+def _expert_scale_bytes(expert: GatedMlp) -> int:
+    return _scale_bytes(expert.gate_up) + _scale_bytes(expert.down)

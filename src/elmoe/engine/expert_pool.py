@@ -1,0 +1,78 @@
+"""The expert pool: which experts' MSB planes are in the fast tier, by hotness.
+
+The pool is expert cache and draft model at once. Hotness is the accumulated count of *original* routing decisions
+(before throttling), fading from step to step. The next pool is chosen before a target pass starts and filled only
+from what that pass reads anyway, so updating it costs no traffic (paper, Algorithm 1). Knows nothing about weights.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from elmoe.backend.protocol import Bool
+from elmoe.errors import ConfigError
+
+DECAY = 0.9
+"""Share of the hotness that survives a step; `bench/pool.py` measures it."""
+
+
+class ExpertPool:
+    """Residents per MoE layer, at least `experts_per_tok` of them."""
+
+    def __init__(self, layers: int, experts: int, experts_per_tok: int, slots: int) -> None:
+        self.experts_per_tok = experts_per_tok
+        self.hotness = np.zeros((layers, experts), dtype=np.float64)
+        self._slots = self._checked(slots)
+        self.resident: Bool = np.zeros((layers, experts), dtype=np.bool_)
+        self.resident[:, : self._slots] = True  # before anything is known, any experts will do
+
+    @property
+    def slots(self) -> int:
+        """Pool slots per layer."""
+        return self._slots
+
+    def resize(self, slots: int) -> None:
+        """Change the slots per layer: the coldest leave at once, newcomers enter with the next target pass."""
+        self._slots = self._checked(slots)
+        if int(self.resident.sum(axis=1).max(initial=0)) > self._slots:
+            self.resident &= self._hottest(self.resident)
+
+    def observe(self, experts: npt.NDArray[np.int16]) -> None:
+        """Count original routing decisions [R, L, A]."""
+        for layer in range(experts.shape[1]):
+            np.add.at(self.hotness[layer], experts[:, layer].ravel(), 1.0)
+
+    def choose(self) -> Bool:
+        """The pool wanted after the coming target pass, bool [L, E]; hotness fades by one step."""
+        wanted = self._hottest(np.ones_like(self.resident))
+        self.hotness *= DECAY
+        return wanted
+
+    def fill(self, wanted: Bool, read: Bool) -> None:
+        """After a target pass that read the experts `read` [L, E]: wanted ones among them enter, the coldest leave.
+
+        A wanted expert that was neither resident nor read stays out: fetching it would cost traffic of its own.
+        """
+        entering = wanted & (self.resident | read)
+        staying = self.resident & ~entering
+        self.resident = self._hottest(entering | staying, first=entering)
+
+    def _hottest(self, among: Bool, first: Bool | None = None) -> Bool:
+        """The `slots` hottest of `among` per layer; members of `first` come before all others."""
+        rank = np.where(among, self.hotness, -1.0)
+        if first is not None:
+            rank = np.where(first, rank + self.hotness.max() + 1.0, rank)
+        order = np.argsort(-rank, axis=1, kind="stable")[:, : self._slots]
+        chosen = np.zeros_like(among)
+        np.put_along_axis(chosen, order, True, axis=1)
+        return chosen & among
+
+    def _checked(self, slots: int) -> int:
+        experts = self.hotness.shape[1]
+        if not self.experts_per_tok <= slots <= experts:
+            raise ConfigError(
+                f"an expert pool of {slots} per layer is impossible; {self.experts_per_tok} (one token's experts) "
+                f"to {experts} (all) are possible"
+            )
+        return slots

@@ -1,0 +1,91 @@
+"""Where each row of a pass keeps its keys and values: committed cells, then scratch cells for a tree.
+
+A sequence's cache is one contiguous run of cells. Cells ``0..committed-1`` hold its tokens in order, target quality;
+what lies above is scratch: a draft writes its nodes there, the verify pass overwrites them, and `commit` moves the
+accepted ones down. Nothing ever attends to a scratch cell except along a path of the pass that wrote it, so rejected
+nodes leave no trace. Knows nothing about arrays: the backend owns them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from elmoe.backend.protocol import Backend, Rows
+from elmoe.engine.draft import DraftTree
+
+
+@dataclass
+class SequenceCache:
+    """The cells of one sequence."""
+
+    sequence: int
+    capacity: int
+    committed: int = 0
+
+    def commit_tree(self, backend: Backend, verified: Sequence[int], path: Sequence[int]) -> None:
+        """Keep the accepted nodes of a verify pass: node ``verified[i]`` was computed in cell ``committed + i``.
+
+        path: accepted nodes, root first; they become the next committed cells, in order.
+        """
+        base = self.committed
+        cell_of = {node: base + i for i, node in enumerate(verified)}
+        moves = [(cell_of[node], base + i) for i, node in enumerate(path) if cell_of[node] != base + i]
+        if moves:
+            source, destination = np.array(moves, dtype=np.int32).T
+            backend.move(self.sequence, source, destination)
+        self.committed += len(path)
+
+
+class RowBuilder:
+    """Collects the rows of one pass."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, int, int, int]] = []
+        self._paths: list[list[int]] = []
+        self._logits: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add_run(self, cache: SequenceCache, tokens: Sequence[int], want_last: bool) -> None:
+        """Consecutive tokens from the first uncommitted position on; each sees all before it and itself.
+
+        want_last: whether the last one's logits are wanted.
+        """
+        for offset, token in enumerate(tokens):
+            position = cache.committed + offset
+            self._rows.append((token, cache.sequence, position, position, position + 1))
+            self._paths.append([])
+        if want_last:
+            self._logits.append(len(self._rows) - 1)
+
+    def add_nodes(self, cache: SequenceCache, tree: DraftTree, nodes: Sequence[int], in_cache: Sequence[int]) -> None:
+        """Tree nodes, logits wanted: each sees the committed cells and its own lineage.
+
+        in_cache: all nodes that have a scratch cell, in cell order; `nodes` are among them.
+        """
+        base = cache.committed
+        cell_of = {node: base + i for i, node in enumerate(in_cache)}
+        for node in nodes:
+            self._logits.append(len(self._rows))
+            self._rows.append((tree.tokens[node], cache.sequence, base + tree.depths[node], cell_of[node], base))
+            self._paths.append([cell_of[ancestor] for ancestor in tree.lineage(node)])
+
+    def build(self) -> Rows:
+        """The rows, sequences adjacent because they were added so."""
+        tokens, sequences, positions, cells, prefix = np.array(self._rows, dtype=np.int32).T
+        path = np.full((len(self._rows), max(map(len, self._paths))), -1, dtype=np.int32)
+        for row, path_cells in enumerate(self._paths):
+            path[row, : len(path_cells)] = path_cells
+        logits = np.array(self._logits, dtype=np.int32)
+        return Rows(tokens, sequences, positions, cells, prefix, path, logits)
+
+
+def scratch_cells(width: int, depth: int, verify: int) -> int:
+    """Cells above the committed ones that drafting and verifying a tree can touch."""
+    if depth == 0:
+        return 1
+    return 1 + max(width * (depth - 1), verify)

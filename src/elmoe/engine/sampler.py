@@ -1,0 +1,101 @@
+"""Choosing tokens: temperature, top-k, top-p, min-p, and noise that draft and target share.
+
+A token is chosen as ``argmax(score + noise)``: the score is the filtered log-probability and the noise is Gumbel,
+drawn from the request's seed and the token's position alone (the Gumbel-max trick: an exact sample of the filtered
+distribution). Because the noise does not depend on how a token was arrived at, the text of a seed is the same in AR,
+in any draft tree and in any batch; and because the draft adds the *same* noise to its own scores, it proposes the
+tokens that the target is going to sample. Greedy decoding is the case without noise.
+
+Acceptance of such a coupled pair is at least (1-TV)/(1+TV) for a draft and a target at total variation TV (Daliri,
+Musco, Suresh: "Coupling without communication and drafter-invariant speculative decoding"). Classic rejection
+sampling reaches 1-TV per candidate but changes the text of a seed with the draft. `docs/lossless.md` has both,
+measured. Knows nothing about models or trees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from elmoe.errors import ConfigError
+from elmoe.quant.bitnested import Float32
+
+Float64 = npt.NDArray[np.float64]
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a request's tokens are chosen; filters apply in the order top-k, top-p, min-p, after the temperature."""
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Keep the smallest set of most likely tokens whose probabilities reach this sum; 1 keeps all."""
+    top_k: int = 0
+    """Keep this many most likely tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the most likely one; 0 keeps all."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigError(f"temperature must be 0 or more, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be in (0, 1], not {self.top_p}")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k must be 0 (off) or more, not {self.top_k}")
+        if not 0 <= self.min_p <= 1:
+            raise ConfigError(f"min_p must be in [0, 1], not {self.min_p}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"seed must be in [0, 2**64), not {self.seed}")
+
+
+def selection_scores(logits: Float32, sampling: Sampling, position: int) -> Float32 | Float64:
+    """Scores [V] whose argmax is the chosen token, for the token that will stand at `position`.
+
+    logits [V] float32 of the row before it. Dropped tokens get -inf.
+    """
+    if sampling.temperature == 0:
+        return logits
+    scores = logits.astype(np.float64) / sampling.temperature
+    scores[~_kept(scores, sampling)] = -np.inf
+    return scores + gumbel(sampling.seed, position, len(logits))
+
+
+def gumbel(seed: int, position: int, count: int) -> Float64:
+    """Gumbel noise [count] of a position: counter-based (Philox), so any position's noise can be had directly."""
+    bits = np.random.Philox(key=seed, counter=[0, 0, 0, position]).random_raw(count)
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1)
+    return -np.log(-np.log(uniform))
+
+
+def candidates(scores: Float32 | Float64, count: int) -> tuple[npt.NDArray[np.intp], Float64]:
+    """The `count` best tokens of selection scores [V], best first, and their log-probabilities under those scores.
+
+    Fewer where the filters left fewer. The log-probabilities are a draft's confidence in each candidate.
+    """
+    count = min(count, len(scores))
+    best = np.argpartition(-scores, count - 1)[:count]
+    best = best[np.lexsort((best, -scores[best]))]
+    best = best[np.isfinite(scores[best])]
+    top = float(scores[best[0]])
+    total = np.log(np.exp(scores - top).sum(dtype=np.float64))
+    return best, scores[best].astype(np.float64) - top - total
+
+
+def _kept(scores: Float64, sampling: Sampling) -> npt.NDArray[np.bool_]:
+    kept = np.ones(len(scores), dtype=np.bool_)
+    if 0 < sampling.top_k < len(scores):
+        order = np.argsort(-scores, kind="stable")
+        kept[order[sampling.top_k :]] = False
+    if sampling.top_p < 1:
+        order = np.argsort(-np.where(kept, scores, -np.inf), kind="stable")
+        probabilities = np.exp(scores[order] - scores[order[0]]) * kept[order]
+        before = np.cumsum(probabilities) - probabilities
+        kept[order[before >= sampling.top_p * probabilities.sum()]] = False
+    if sampling.min_p > 0:
+        kept &= scores >= scores[kept].max() + np.log(sampling.min_p)
+    return kept

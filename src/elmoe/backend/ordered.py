@@ -13,6 +13,8 @@ Knows nothing about models.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from elmoe.backend.protocol import Int32
@@ -25,7 +27,7 @@ CHUNK_ELEMENTS = 1 << 18
 
 def tree_sum(x: Float32, axis: int = -1) -> Float32:
     """Sum along `axis` by folding halves; the order depends on the axis' length alone."""
-    before: tuple[slice, ...] = (slice(None),) * (axis % x.ndim)
+    before: tuple[Any, ...] = (slice(None),) * (axis % x.ndim)
     length = x.shape[axis]
     while length > 1:
         half = 1 << ((length - 1).bit_length() - 1)  # largest power of two below length

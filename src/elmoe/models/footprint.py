@@ -46,7 +46,7 @@ class Footprint:
         return min(self.experts, left // (self.expert_msb * self.moe_layers))
 
     def fast_bytes_needed(self, kv_tokens: int) -> int:
-        """The smallest budget: dense weights, KV of `kv_tokens`, and one pool slot per expert that a token uses."""
+        """The smallest budget: dense weights, KV of `kv_tokens`, one pool slot per expert that a token uses."""
         pool = self.experts_per_tok * self.expert_msb * self.moe_layers
         return self.dense + kv_tokens * self.kv_per_token + pool
 

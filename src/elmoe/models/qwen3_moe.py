@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from elmoe.errors import UnsupportedModelError
 from elmoe.models.program import (
     GatedMlp,
     GroupedQueryAttention,
@@ -32,7 +33,6 @@ def shape(values: Mapping[str, Any]) -> ModelShape:
     step = config.integer("decoder_sparse_step", 1)
     dense = set(config.integers("mlp_only_layers"))
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    experts = config.integer("num_experts")
     return ModelShape(
         family=MODEL_TYPE,
         layers=layers,
@@ -41,7 +41,7 @@ def shape(values: Mapping[str, Any]) -> ModelShape:
         heads=heads,
         kv_heads=config.integer("num_key_value_heads", heads),
         head_dim=config.integer("head_dim", hidden // heads),
-        experts=experts,
+        experts=config.integer("num_experts", values.get("num_local_experts")),  # the name transformers 5 saves
         experts_per_tok=config.integer("num_experts_per_tok"),
         expert_hidden=config.integer("moe_intermediate_size"),
         dense_hidden=config.integer("intermediate_size"),
@@ -145,10 +145,14 @@ def hf_expert_names(layer: int, expert: int) -> tuple[str, str, str]:
 
 def _rope_theta(values: Mapping[str, Any]) -> float:
     """Transformers 4 writes rope_theta and rope_scaling, transformers 5 writes rope_parameters."""
-    parameters = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kind = Config(parameters, "config.json: rope_parameters")
+    field = "rope_parameters" if values.get("rope_parameters") else "rope_scaling"
+    parameters = values.get(field) or {}
+    if not isinstance(parameters, Mapping):
+        raise UnsupportedModelError(f"config.json: {field} must be an object, not {parameters!r}")
+    kind = Config(parameters, f"config.json: {field}")
     name = "rope_type" if "rope_type" in parameters else "type"
     kind.require(name, ("default",), "default")
+    kind.require("partial_rotary_factor", (1, None))
     if "rope_theta" in parameters:
         return kind.number("rope_theta", 10000.0)
     return Config(values).number("rope_theta", 10000.0)

@@ -35,7 +35,7 @@ FAMILIES: dict[str, Family] = {qwen3_moe.MODEL_TYPE: qwen3_moe}
 def family_of(values: Mapping[str, Any]) -> Family:
     """The family module for a ``config.json``; UnsupportedModelError lists what is supported."""
     kind = values.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         supported = ", ".join(sorted(FAMILIES))
         raise UnsupportedModelError(f"config.json: model_type = {kind!r} is not supported; elmoe runs {supported}")
     return FAMILIES[kind]

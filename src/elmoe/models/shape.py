@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any
 
 from elmoe.errors import UnsupportedModelError
@@ -37,10 +38,17 @@ class ModelShape:
     tied_head: bool
 
     def __post_init__(self) -> None:
-        for field in ("hidden", "expert_hidden"):
-            if getattr(self, field) % GROUP:
+        inputs = {
+            "hidden": self.hidden,
+            "expert_hidden": self.expert_hidden,
+            "heads * head_dim": self.heads * self.head_dim,
+        }
+        if len(self.moe_layers) < self.layers:
+            inputs["dense_hidden"] = self.dense_hidden
+        for field, size in inputs.items():
+            if size % GROUP:
                 raise UnsupportedModelError(
-                    f"config.json: {field} = {getattr(self, field)} is not a multiple of the quantisation group {GROUP}"
+                    f"config.json: {field} = {size} is not a multiple of the quantisation group {GROUP}"
                 )
         if self.heads % self.kv_heads:
             raise UnsupportedModelError(
@@ -86,7 +94,7 @@ class Config:
         value = self.values.get(name)
         if value is None:
             value = default
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < inf:
             raise UnsupportedModelError(f"{self.source}: {name} must be a positive number, not {value!r}")
         return float(value)
 
@@ -100,7 +108,7 @@ class Config:
     def integers(self, name: str) -> tuple[int, ...]:
         """A list of integers, empty when absent."""
         value = self.values.get(name) or []
-        if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
+        if not isinstance(value, list) or not all(type(item) is int for item in value):
             raise UnsupportedModelError(f"{self.source}: {name} must be a list of integers, not {value!r}")
         return tuple(value)
 
@@ -109,6 +117,4 @@ class Config:
         value = self.values.get(name, default)
         if value not in allowed:
             choices = " or ".join(repr(item) for item in allowed)
-            raise UnsupportedModelError(
-                f"{self.source}: {name} = {value!r} is not supported; elmoe runs {choices}"
-            )
+            raise UnsupportedModelError(f"{self.source}: {name} = {value!r} is not supported; elmoe runs {choices}")

@@ -21,7 +21,8 @@ def quantize_activations(x: Float32) -> tuple[Int8, Float32]:
 
     Per group of 32: ``scale = amax / 127``, ``code = round_half_even(x * (127 / amax))``, all in FP32.
     """
-    blocks = np.ascontiguousarray(x, dtype=np.float32).reshape(x.shape[0], -1, GROUP)  # [M, G, 32]
+    groups = (x.shape[0], x.shape[1] // GROUP, GROUP)
+    blocks = np.ascontiguousarray(x, dtype=np.float32).reshape(groups)
     amax = np.abs(blocks).max(axis=2)
     live = amax >= SMALLEST_AMAX
     inverse = np.divide(np.float32(127.0), amax, out=np.zeros_like(amax), where=live)
@@ -32,9 +33,10 @@ def quantize_activations(x: Float32) -> tuple[Int8, Float32]:
 
 def group_sums(x_codes: Int8, w_codes: Int8) -> npt.NDArray[np.int32]:
     """Exact sums of products per group: x [M, K] int8, w [N, K] int8 -> int32 [K/32, M, N]."""
-    x = x_codes.reshape(x_codes.shape[0], -1, GROUP).astype(np.int32)
-    w = w_codes.reshape(w_codes.shape[0], -1, GROUP).astype(np.int32)
-    return np.einsum("mgk,ngk->gmn", x, w, dtype=np.int32)
+    x = x_codes.reshape(x_codes.shape[0], x_codes.shape[1] // GROUP, GROUP).astype(np.int32)
+    w = w_codes.reshape(w_codes.shape[0], w_codes.shape[1] // GROUP, GROUP).astype(np.int32)
+    sums: npt.NDArray[np.int32] = np.einsum("mgk,ngk->gmn", x, w, dtype=np.int32)
+    return sums
 
 
 def linear(x_codes: Int8, x_scales: Float32, w_codes: Int8, w_scales: Float16) -> Float32:

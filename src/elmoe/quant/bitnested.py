@@ -45,6 +45,40 @@ class Treatment(Enum):
     """A separate low-bit copy with scales of its own; needs its own memory."""
 
 
+def weight_groups(weights: npt.NDArray[Any], name: str) -> tuple[Float32, Float32]:
+    """The groups of a weight matrix [N, K] as FP32 [N*K/32, 32], and their largest magnitudes [N*K/32, 1].
+
+    Raises TensorError naming `name` for NaN or Inf (also what becomes Inf in FP32), and for a K that is not a
+    multiple of 32.
+    """
+    if weights.ndim != 2 or weights.shape[1] % GROUP:
+        raise TensorError(
+            f"{name}: shape {list(weights.shape)} cannot be quantised; "
+            f"a matrix whose last dimension is a multiple of {GROUP} is needed"
+        )
+    with np.errstate(over="ignore"):
+        blocks = np.asarray(weights, dtype=np.float32).reshape(-1, GROUP)
+    amax = np.abs(blocks).max(axis=1, keepdims=True, initial=0.0)
+    if not np.isfinite(amax).all():
+        row = _first_row(~np.isfinite(amax), weights.shape[1])
+        raise TensorError(f"{name}: NaN or Inf in row {row}; the checkpoint is damaged, fetch it again")
+    return blocks, amax
+
+
+def _fp16_scales(scale: Float32, name: str, shape: tuple[int, ...], top: int) -> Float16:
+    """FP32 scales of the groups -> FP16 [N, K/32]; `top` is the largest code, for the message."""
+    with np.errstate(over="ignore"):
+        half = scale.astype(np.float16)
+    if not np.isfinite(half).all():
+        row = _first_row(~np.isfinite(half), shape[1])
+        raise TensorError(f"{name}: row {row} exceeds the FP16 scale range (|w| > {top * 65504:.3g})")
+    return half.reshape(shape[0], shape[1] // GROUP)
+
+
+def _first_row(bad_groups: npt.NDArray[np.bool_], inputs: int) -> int:
+    return int(np.flatnonzero(bad_groups)[0]) * GROUP // inputs
+
+
 def quantize(weights: npt.NDArray[Any], name: str = "tensor") -> tuple[Int8, Float16]:
     """Quantise a weight matrix to INT8 in groups of 32.
 
@@ -56,30 +90,18 @@ def quantize(weights: npt.NDArray[Any], name: str = "tensor") -> tuple[Int8, Flo
     Raises TensorError naming `name` for NaN or Inf, for a group whose scale overflows FP16
     (|w| > 127 * 65504), and for a K that is not a multiple of 32.
     """
-    if weights.ndim != 2 or weights.shape[1] % GROUP:
-        raise TensorError(
-            f"{name}: shape {list(weights.shape)} cannot be quantised; "
-            f"a matrix whose last dimension is a multiple of {GROUP} is needed"
-        )
-    blocks = np.asarray(weights, dtype=np.float32).reshape(-1, GROUP)  # [N*G, 32]
-    amax = np.abs(blocks).max(axis=1, keepdims=True, initial=0.0)
-    if not np.isfinite(amax).all():
-        row = int(np.flatnonzero(~np.isfinite(amax[:, 0]))[0]) * GROUP // weights.shape[1]
-        raise TensorError(f"{name}: NaN or Inf in row {row}; the checkpoint is damaged, fetch it again")
+    blocks, amax = weight_groups(weights, name)
+    scale = amax / np.float32(127.0)
+    half = _fp16_scales(scale, name, weights.shape, 127)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        scale = amax / np.float32(127.0)
-        half = scale.astype(np.float16)
         inverse = np.where(scale == 0, np.float32(0), np.float32(1.0) / scale)
         inverse[~np.isfinite(inverse)] = 0  # scale below 2**-128: the group reads as zeros in any case
         scaled = blocks * inverse
-    if not np.isfinite(half).all():
-        row = int(np.flatnonzero(~np.isfinite(half[:, 0]))[0]) * GROUP // weights.shape[1]
-        raise TensorError(f"{name}: row {row} exceeds the FP16 scale range (|w| > {127 * 65504:.3g})")
     magnitude = np.abs(scaled)
     whole = np.floor(magnitude)
     magnitude = whole + np.floor(np.float32(2) * (magnitude - whole))  # half away from zero, exactly
     codes = np.copysign(magnitude, scaled).astype(np.int8)
-    return codes.reshape(weights.shape), half.reshape(weights.shape[0], -1)
+    return codes.reshape(weights.shape), half
 
 
 def dequantize(codes: Int8, scales: Float16) -> Float32:
@@ -129,20 +151,22 @@ def draft_codes(codes: Int8, bits: int = STORED_DRAFT_BITS, treatment: Treatment
         return (msb.astype(np.int16) << low).astype(np.int8)
     if treatment is Treatment.ROUND:
         nearest = (codes.astype(np.int16) + (1 << (low - 1))) >> low
-        return (np.minimum(nearest, (1 << (bits - 1)) - 1) << low).astype(np.int8)
+        return (nearest.clip(max=(1 << (bits - 1)) - 1) << low).astype(np.int8)
     raise ConfigError("a dedicated copy has scales of its own; use quantize_dedicated")
 
 
-def quantize_dedicated(weights: Float32, bits: int = STORED_DRAFT_BITS) -> tuple[Int8, Float16]:
+def quantize_dedicated(
+    weights: npt.NDArray[Any], bits: int = STORED_DRAFT_BITS, name: str = "tensor"
+) -> tuple[Int8, Float16]:
     """A low-bit copy with its own group scales: weights [N, K] -> codes int8 [N, K], scales float16 [N, K/32].
 
     Symmetric round-to-nearest, ``d = amax / (2**(bits-1) - 1)``. What an INT4 checkpoint of the same model
-    would hold; the rival that LSB augmentation is compared with.
+    would hold; the rival that LSB augmentation is compared with. Raises TensorError like `quantize`.
     """
     _check_bits(bits)
     top = (1 << (bits - 1)) - 1
-    blocks = weights.reshape(-1, GROUP)
-    scale = (np.abs(blocks).max(axis=1, keepdims=True) / np.float32(top)).astype(np.float16)
-    wide = scale.astype(np.float32)
+    blocks, amax = weight_groups(weights, name)
+    scale = _fp16_scales(amax / np.float32(top), name, weights.shape, top)
+    wide = scale.astype(np.float32).reshape(-1, 1)
     codes = np.clip(np.rint(blocks / np.where(wide == 0, np.float32(1), wide)), -top - 1, top)
-    return codes.astype(np.int8).reshape(weights.shape), scale.reshape(weights.shape[0], -1)
+    return codes.astype(np.int8).reshape(weights.shape), scale

@@ -22,7 +22,6 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
 from elmoe.quant.bitnested import (
     GROUP,
@@ -42,6 +41,9 @@ NIBBLE_BYTES = TILE_ROWS * TILE_INPUTS // 2
 SCALE_BYTES = TILE_ROWS * TILE_GROUPS * 2
 MSB_TILE_BYTES = NIBBLE_BYTES + SCALE_BYTES
 LSB_TILE_BYTES = NIBBLE_BYTES
+
+_HIGH, _LOW = np.uint8(4), np.uint8(15)
+"""Shift of the high nibble and mask of the low one, as uint8 so that bytes stay bytes."""
 
 
 def tile_grid(rows: int, inputs: int) -> tuple[int, int]:
@@ -67,10 +69,10 @@ def pack(codes: Int8, scales: Float16) -> tuple[UInt8, UInt8]:
     msb_low, msb_high = _halves((msb + 8).astype(np.uint8), blocks, along)
     lsb_low, lsb_high = _halves(lsb, blocks, along)
     msb_tiles = np.empty((blocks, along, MSB_TILE_BYTES), dtype=np.uint8)
-    msb_tiles[:, :, :NIBBLE_BYTES] = msb_low | msb_high << 4
+    msb_tiles[:, :, :NIBBLE_BYTES] = msb_low | msb_high << _HIGH
     by_group = scales.reshape(blocks, TILE_ROWS, along, TILE_GROUPS).transpose(0, 2, 3, 1)
     msb_tiles[:, :, NIBBLE_BYTES:] = np.ascontiguousarray(by_group).view(np.uint8).reshape(blocks, along, -1)
-    return msb_tiles.reshape(-1), (lsb_high | lsb_low << 4).reshape(-1)
+    return msb_tiles.reshape(-1), (lsb_high | lsb_low << _HIGH).reshape(-1)
 
 
 def unpack(msb_plane: UInt8, lsb_plane: UInt8, rows: int, inputs: int) -> tuple[Int8, Float16]:
@@ -78,7 +80,7 @@ def unpack(msb_plane: UInt8, lsb_plane: UInt8, rows: int, inputs: int) -> tuple[
     blocks, along = tile_grid(rows, inputs)
     nibbles, scales = _read_msb(msb_plane, rows, inputs)
     tiles = lsb_plane.reshape(blocks, along, LSB_TILE_BYTES)
-    lsb = _join(tiles >> 4, tiles & 15)[:rows, :inputs]
+    lsb = _join(tiles >> _HIGH, tiles & _LOW)[:rows, :inputs]
     return merge_slices((nibbles.astype(np.int8) - 8).astype(np.int8), lsb), scales
 
 
@@ -95,7 +97,7 @@ def _halves(nibbles: UInt8, blocks: int, along: int) -> tuple[UInt8, UInt8]:
     return ordered[0], ordered[1]
 
 
-def _join(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> UInt8:
+def _join(first: UInt8, second: UInt8) -> UInt8:
     """Inverse of `_halves`."""
     blocks, along, _ = first.shape
     both = np.stack([first, second]).reshape(2, blocks, along, TILE_GROUPS, 4, TILE_ROWS, 4)
@@ -106,7 +108,7 @@ def _read_msb(plane: UInt8, rows: int, inputs: int) -> tuple[UInt8, Float16]:
     blocks, along = tile_grid(rows, inputs)
     tiles = plane.reshape(blocks, along, MSB_TILE_BYTES)
     packed = tiles[:, :, :NIBBLE_BYTES]
-    nibbles = _join(packed & 15, packed >> 4)[:rows, :inputs]
+    nibbles = _join(packed & _LOW, packed >> _HIGH)[:rows, :inputs]
     raw = np.ascontiguousarray(tiles[:, :, NIBBLE_BYTES:]).view(np.float16)
     by_row = raw.reshape(blocks, along, TILE_GROUPS, TILE_ROWS).transpose(0, 3, 1, 2)
     scales = by_row.reshape(blocks * TILE_ROWS, along * TILE_GROUPS)[:rows, : inputs // GROUP]

@@ -1,0 +1,233 @@
+"""Conversion of a Hugging Face folder into an `.elmoe` folder.
+
+Matrices are read, quantised and written in blocks of rows, so memory stays at a few blocks whatever the model's
+size. Blocks are quantised by a few threads and written in order: the same source gives the same bytes. Knows
+nothing about model families (`sources.py`) or about how the folder is laid out (`layout.py`).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from elmoe.checkpoint.folder import sha256_of
+from elmoe.checkpoint.layout import Extent, Layout, layout_of
+from elmoe.checkpoint.manifest import COPIED_FILES, FORMAT, MANIFEST_FILE, VERSION, describe, to_bytes
+from elmoe.checkpoint.partial_folder import partial_folder, refuse_existing, sync
+from elmoe.checkpoint.safetensors_folder import SafetensorsFolder
+from elmoe.checkpoint.sources import MatrixSource, ModelSources, check_sources, model_sources
+from elmoe.checkpoint.supported import refuse_gguf, supported_model
+from elmoe.checkpoint.writer import PieceWriter
+from elmoe.errors import CheckpointError, ConfigError, StorageError
+from elmoe.models.registry import family_of
+from elmoe.quant.bitnested import UInt8
+from elmoe.quant.tiles import pack
+
+MAX_THREADS = 8
+MANIFEST_ALLOWANCE_BYTES = 1 << 20
+"""Room for the manifest in the check of free space; that of 48 layers of 128 experts takes half of it."""
+
+Progress = Callable[[int, int], None]
+"""Called with (source bytes done, source bytes in all); every byte counts twice: hashed, then converted."""
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did."""
+
+    tensors: int
+    """Source tensors read."""
+    bytes: int
+    """Size of the new folder."""
+    seconds: float
+    source_sha256: str
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some rows of a stored matrix and the pieces that their tiles continue."""
+
+    matrix: MatrixSource
+    first: int
+    last: int
+    msb: Extent
+    lsb: Extent
+
+
+def convert(source: Path, destination: Path, progress: Progress | None = None) -> ConversionReport:
+    """Quantise the model in the folder `source` into a new `.elmoe` folder `destination`.
+
+    `destination` appears whole or not at all. Raises CheckpointError or UnsupportedModelError for a source that
+    is broken or cannot be run, TensorError for NaN or Inf, ConfigError for a destination that exists or lies in
+    the source, StorageError for a full disk or a second conversion to the same destination.
+    """
+    started = time.perf_counter()
+    _check_paths(source, destination)
+    folder = SafetensorsFolder.open(source)
+    shape, program = supported_model(folder.config)
+    sources = model_sources(family_of(folder.config), shape, program)
+    tensors, tensor_bytes = check_sources(sources, folder, shape)
+    copied = [name for name in COPIED_FILES if (source / name).is_file()]
+    layout = layout_of(program)
+    with _storage_errors(source, destination, layout, copied), partial_folder(destination) as partial:
+        meter = _Meter(progress, tensor_bytes + _bytes_of(source, [*copied, *folder.files]))
+        origin = _source_fields(source, [*copied, *folder.files], meter)
+        for name in copied:
+            shutil.copyfile(source / name, partial / name)
+            sync(partial / name)
+        with PieceWriter(partial, layout) as writer:
+            _write_vectors(writer, sources, folder, layout, meter)
+            _write_matrices(writer, sources, folder, layout, meter)
+        values = {
+            "format": FORMAT,
+            "version": VERSION,
+            "elmoe_version": version("elmoe"),
+            "source": origin,
+            "files": layout.file_bytes | {name: (partial / name).stat().st_size for name in copied},
+            "copied": {name: origin["files"][name]["sha256"] for name in copied},
+            **describe(program, layout, writer.crcs),
+        }
+        (partial / MANIFEST_FILE).write_bytes(to_bytes(values))
+        sync(partial / MANIFEST_FILE)
+    size_bytes = sum(entry.stat().st_size for entry in destination.iterdir())
+    return ConversionReport(tensors, size_bytes, time.perf_counter() - started, origin["sha256"])
+
+
+def _check_paths(source: Path, destination: Path) -> None:
+    refuse_gguf(source)
+    if not source.exists():
+        raise CheckpointError(f"{source} does not exist; give a Hugging Face folder")
+    if not source.is_dir():
+        raise CheckpointError(f"{source} is not a folder; give a Hugging Face folder")
+    if (source / MANIFEST_FILE).exists():
+        raise ConfigError(f"{source} is an .elmoe folder already; use it as it is")
+    refuse_existing(destination)
+    if source.resolve() in destination.resolve().parents:
+        raise ConfigError(f"{destination} lies inside the source {source}; choose a destination outside of it")
+    if not destination.parent.is_dir():
+        raise ConfigError(f"{destination.parent} is not a folder; create it or choose another destination")
+
+
+@contextmanager
+def _storage_errors(source: Path, destination: Path, layout: Layout, copied: list[str]) -> Iterator[None]:
+    """Refuse to start on a disk that is too full, and name what a failing system call was about."""
+    needed = sum(layout.file_bytes.values()) + _bytes_of(source, copied) + MANIFEST_ALLOWANCE_BYTES
+    _check_free(destination, needed)
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(destination, needed) from error
+        where = error.filename or destination
+        raise StorageError(f"{where}: {os.strerror(error.errno or 0)}, while {destination} was written") from error
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that may still be written to the file system of `folder`."""
+    return shutil.disk_usage(folder).free
+
+
+def _check_free(destination: Path, needed: int) -> None:
+    if free_bytes(destination.parent) < needed:
+        raise _disk_full(destination, needed)
+
+
+def _disk_full(destination: Path, needed: int) -> StorageError:
+    free = free_bytes(destination.parent)
+    return StorageError(
+        f"{destination}: the disk is full: {needed} bytes are needed, {free} are free; "
+        "free some space or choose another destination"
+    )
+
+
+class _Meter:
+    """Counts source bytes for a progress callback."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._done, self._total = progress, 0, total
+
+    def add(self, size_bytes: int) -> None:
+        self._done += size_bytes
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _bytes_of(folder: Path, names: list[str]) -> int:
+    return sum((folder / name).stat().st_size for name in names)
+
+
+def _source_fields(source: Path, names: list[str], meter: _Meter) -> dict[str, Any]:
+    """The manifest's ``source`` field: base name, and size and SHA-256 of every file that is read."""
+    files: dict[str, dict[str, Any]] = {}
+    for name in sorted(names):
+        digest = sha256_of(source / name, meter.add)
+        files[name] = {"bytes": (source / name).stat().st_size, "sha256": digest}
+    lines = "".join(f"{entry['sha256']}  {name}\n" for name, entry in files.items())
+    return {
+        "name": Path(os.path.abspath(source)).name,  # noqa: PTH100  resolve() would name the target of a link
+        "files": files,
+        "sha256": hashlib.sha256(lines.encode()).hexdigest(),
+    }
+
+
+def _write_vectors(
+    writer: PieceWriter, sources: ModelSources, folder: SafetensorsFolder, layout: Layout, meter: _Meter
+) -> None:
+    for vector in sources.vectors:
+        writer.append(layout.vectors[vector.name], vector.read(folder).astype("<f4"))
+        meter.add(sum(folder.check(name, dims) for name, dims in vector.parts))
+
+
+def _write_matrices(
+    writer: PieceWriter, sources: ModelSources, folder: SafetensorsFolder, layout: Layout, meter: _Meter
+) -> None:
+    def tiles(block: _Block) -> tuple[UInt8, UInt8]:
+        return pack(*block.matrix.quantized(folder, block.first, block.last))
+
+    for block, (msb, lsb) in _in_order(tiles, _blocks(sources, layout)):
+        writer.append(block.msb, msb)
+        writer.append(block.lsb, lsb)
+        meter.add(block.matrix.source_bytes(folder, block.first, block.last))
+
+
+def _blocks(sources: ModelSources, layout: Layout) -> Iterator[_Block]:
+    """All blocks of rows in the order in which they are written."""
+    for matrix in sources.linears:
+        for first, last in matrix.blocks():
+            yield _Block(matrix, first, last, *layout.linears[matrix.linear.name])
+    for layer, expert in layout.experts:
+        msb, lsb = layout.experts.extent("msb", layer, expert), layout.experts.extent("lsb", layer, expert)
+        for matrix in sources.experts[layer][expert]:
+            for first, last in matrix.blocks():
+                yield _Block(matrix, first, last, msb, lsb)
+
+
+def _in_order(
+    work: Callable[[_Block], tuple[UInt8, UInt8]], blocks: Iterator[_Block]
+) -> Iterator[tuple[_Block, tuple[UInt8, UInt8]]]:
+    """Results of `work` in the order of `blocks`, a few of them under way at a time (NumPy releases the GIL)."""
+    threads = min(MAX_THREADS, os.cpu_count() or 1)
+    window: deque[tuple[_Block, Future[tuple[UInt8, UInt8]]]] = deque()
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="elmoe-convert")
+    try:
+        for block in blocks:
+            window.append((block, executor.submit(work, block)))
+            if len(window) > threads:
+                first, result = window.popleft()
+                yield first, result.result()
+        while window:
+            first, result = window.popleft()
+            yield first, result.result()
+    finally:
+        executor.shutdown(cancel_futures=True)

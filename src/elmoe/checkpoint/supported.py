@@ -1,0 +1,50 @@
+"""Whether elmoe runs a model: the questions that every way into one asks first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elmoe.errors import UnsupportedModelError
+from elmoe.models.program import Program
+from elmoe.models.registry import FAMILIES, family_of
+from elmoe.models.shape import ModelShape
+
+EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""How the families that transformers knows spell the number of experts."""
+
+
+def refuse_gguf(path: Path) -> None:
+    """UnsupportedModelError for a GGUF file, or a folder that holds such files and no ``config.json``."""
+    files = [path] if path.suffix == ".gguf" else []
+    if path.is_dir() and not (path / "config.json").exists():
+        files = sorted(path.glob("*.gguf"))
+    if files:
+        raise UnsupportedModelError(
+            f"{files[0]}: GGUF files cannot be read by this version of elmoe; "
+            "give the Hugging Face folder of the model (config.json and safetensors)"
+        )
+
+
+def supported_model(config: Mapping[str, Any]) -> tuple[ModelShape, Program]:
+    """Shape and layer program of a ``config.json``.
+
+    Raises UnsupportedModelError for a family elmoe does not run, a dense model, and weights that are quantised
+    already.
+    """
+    if "text_config" not in config and not any(config.get(field) for field in EXPERT_FIELDS):
+        raise UnsupportedModelError(
+            f"config.json: model_type = {config.get('model_type')!r} has no experts (no num_experts); "
+            f"elmoe runs Mixture-of-Experts models: {', '.join(sorted(FAMILIES))}"
+        )
+    family = family_of(config)
+    if config.get("quantization_config"):
+        raise UnsupportedModelError(
+            "config.json: quantization_config says that the weights are quantised already; "
+            "give the BF16, FP16 or FP32 checkpoint of the model"
+        )
+    shape, program = family.shape(config), family.program(config)
+    if not shape.moe_layers:
+        raise UnsupportedModelError("config.json: no layer is a Mixture-of-Experts block; elmoe runs MoE models")
+    return shape, program

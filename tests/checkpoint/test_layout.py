@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic import CONFIG
+
+from elmoe.checkpoint.folder import Checkpoint
+from elmoe.checkpoint.layout import layout_of
+from elmoe.checkpoint.supported import supported_model
+from elmoe.errors import InternalError
+from elmoe.models.footprint import footprint
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_pieces_are_aligned_disjoint_and_inside_their_files(tied: bool) -> None:
+    _, program = supported_model(CONFIG | {"tie_word_embeddings": tied})
+    layout = layout_of(program)
+    ends = dict.fromkeys(layout.file_bytes, 0)
+    for _, extent in sorted(layout.extents(), key=lambda piece: piece[1]):
+        assert extent.offset % (64 if extent.file == "dense.bin" else 4096) == 0
+        assert extent.offset >= ends[extent.file]
+        ends[extent.file] = extent.offset + extent.size_bytes
+    for file, end in ends.items():
+        assert end <= layout.file_bytes[file]
+        assert file == "dense.bin" or layout.file_bytes[file] % 4096 == 0
+
+
+def test_sizes_are_those_of_the_footprint() -> None:
+    shape, program = supported_model(CONFIG)
+    layout, sizes = layout_of(program), footprint(shape, program)
+    total = sum(extent.size_bytes for _, extent in layout.extents())
+    assert total == sizes.total
+    assert layout.experts.msb_record_bytes == sizes.expert_msb
+    assert layout.experts.lsb_record_bytes == sizes.expert_lsb
+    assert sum(layout.file_bytes.values()) >= sizes.total
+
+
+@pytest.mark.parametrize(("layer", "expert"), [(-1, 0), (2, 0), (0, -1), (0, 3)])
+def test_no_record_outside_of_the_grid(layer: int, expert: int) -> None:
+    _, program = supported_model(CONFIG)
+    with pytest.raises(InternalError, match=f"expert {expert} of MoE block {layer} was asked of a model with 2 x 3"):
+        layout_of(program).experts.extent("msb", layer, expert)
+
+
+def test_an_aligned_read_of_the_last_record_stays_in_the_file(converted: Path) -> None:
+    checkpoint = Checkpoint.open(converted)
+    for plane in ("msb", "lsb"):
+        file, offset, size_bytes = checkpoint.expert_extent(plane, 1, 2)
+        rounded = -(-size_bytes // 4096) * 4096
+        assert offset + rounded <= (converted / file).stat().st_size
+
+
+def test_views_are_aligned_in_memory(converted: Path) -> None:
+    checkpoint = Checkpoint.open(converted)
+    assert checkpoint.linear_planes("embedding")[1].ctypes.data % 64 == 0
+    assert checkpoint.vector("final_norm").ctypes.data % 64 == 0
+    assert checkpoint.expert_lsb(1, 1).ctypes.data % 4096 == 0

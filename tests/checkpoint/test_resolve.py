@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from synthetic import Source
+
+import elmoe.checkpoint.resolve as resolve_module
+from elmoe.checkpoint.convert import convert
+from elmoe.checkpoint.folder import Checkpoint
+from elmoe.checkpoint.resolve import BUILT_IN, cache_folder, read_config, resolve
+from elmoe.errors import CheckpointError, StorageError, UnsupportedModelError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ELMOE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Destinations of the conversions that a test causes."""
+    done: list[Path] = []
+
+    def counted(source: Path, destination: Path, progress: object = None) -> object:
+        done.append(destination)
+        return convert(source, destination)
+
+    monkeypatch.setattr(resolve_module, "convert", counted)
+    return done
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_models_are_whole_and_say_where_they_come_from(name: str) -> None:
+    folder = resolve(name)
+    checkpoint = Checkpoint.open(folder)
+    checkpoint.verify()
+    assert checkpoint.manifest["source"]["name"] == name
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert "CC BY-SA 4.0" in card
+    assert not re.search(r"(^|[\s`(])/\w", card)  # no paths of the machine that made it
+
+
+def test_a_built_in_name_wins_over_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny").mkdir()
+    assert resolve("tiny").name == "tiny.elmoe"
+    with pytest.raises(CheckpointError, match=r"'\./tiny' holds no model"):
+        resolve("./tiny")
+
+
+def test_an_elmoe_folder_is_itself(converted: Path, conversions: list[Path]) -> None:
+    assert resolve(str(converted)) == converted
+    assert conversions == []
+
+
+def test_a_hugging_face_folder_is_converted_once(source: Source, cache: Path, conversions: list[Path]) -> None:
+    first = resolve(str(source.path))
+    assert first.parent == cache
+    assert first.name.startswith("source-")
+    Checkpoint.open(first).verify()
+    assert resolve(str(source.path)) == first
+    assert resolve(f"{source.path}/../source/") == first
+    assert conversions == [first]
+
+
+def test_a_changed_source_is_converted_again(source: Source, conversions: list[Path]) -> None:
+    first = resolve(str(source.path))
+    weights = source.path / "model.safetensors"
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    second = resolve(str(source.path))
+    (source.path / "tokenizer.json").write_text("{}")
+    third = resolve(str(source.path))
+    assert conversions == [first, second, third]
+    assert len({first, second, third}) == 3
+
+
+def test_another_process_may_convert_the_same_model_meanwhile(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overtaken(folder: Path, destination: Path, progress: object = None) -> None:
+        convert(folder, destination)
+        convert(folder, destination)  # finds the destination of the other one
+
+    monkeypatch.setattr(resolve_module, "convert", overtaken)
+    Checkpoint.open(resolve(str(source.path))).verify()
+
+
+def test_progress_is_passed_on(source: Source) -> None:
+    seen: list[int] = []
+    resolve(str(source.path), lambda done, total: seen.append(done))
+    assert seen
+    seen.clear()
+    resolve(str(source.path), lambda done, total: seen.append(done))
+    assert seen == []
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.setenv("ELMOE_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "elmoe"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "elmoe"
+
+
+def test_a_cache_that_cannot_be_created(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ELMOE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(StorageError, match=r"cache cannot be created \(Not a directory\); set ELMOE_CACHE to a folder"):
+        resolve(str(source.path))
+
+
+@pytest.mark.parametrize("model", ["", "Qwen/Qwen3-30B-A3B", "tinny"])
+def test_unknown_models(model: str) -> None:
+    message = rf"there is no model '{model}'; MODEL is an \.elmoe folder, a Hugging Face folder .* built-in name: tiny"
+    for function in (resolve, read_config):
+        with pytest.raises(CheckpointError, match=message):
+            function(model)
+
+
+def test_things_without_weights(source: Source, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json' holds no model; MODEL is"):
+        resolve(str(source.path / "config.json"))
+    with pytest.raises(CheckpointError, match=r"config\.json is missing; MODEL is an \.elmoe folder"):
+        read_config(str(tmp_path))
+
+
+def test_gguf(tmp_path: Path) -> None:
+    (tmp_path / "q8.gguf").write_bytes(b"GGUF")
+    for model in (tmp_path / "q8.gguf", tmp_path):
+        for function in (resolve, read_config):
+            with pytest.raises(UnsupportedModelError, match=r"q8\.gguf: GGUF files cannot be read by this version"):
+                function(str(model))
+
+
+def test_read_config(source: Source, converted: Path, conversions: list[Path], tmp_path: Path) -> None:
+    for model in (source.path, source.path / "config.json", converted):
+        assert read_config(str(model)) == source.config
+    assert read_config("tiny")["num_experts"] == 32
+    other = tmp_path / "my-model.json"
+    other.write_text(json.dumps({"a": 1}))
+    assert read_config(str(other)) == {"a": 1}
+    other.write_text("{")
+    with pytest.raises(CheckpointError, match=r"my-model\.json is not valid JSON .*; give a config\.json of a model"):
+        read_config(str(other))
+    assert conversions == []

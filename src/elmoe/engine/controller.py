@@ -42,11 +42,6 @@ class Speculation:
         for name, least in (("width", 1), ("depth", 0), ("verify", 1), ("tau", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"speculation {name} must be at least {least}, not {getattr(self, name)}")
-        if self.verify < self.depth:
-            raise ConfigError(
-                f"verifying {self.verify} tokens cannot cover a draft of depth {self.depth}; "
-                f"raise verify to {self.depth} or lower depth"
-            )
 
     def depth_for(self, batch: int) -> int:
         """Draft levels for a step over `batch` sequences; 0 is plain decoding."""

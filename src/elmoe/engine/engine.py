@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from elmoe.checkpoint.text import Tokenizer, stop_ids
 from elmoe.engine.controller import Speculation
 from elmoe.engine.draft import DraftTree
 from elmoe.engine.expert_pool import ExpertPool
-from elmoe.engine.kv_cache import RowBuilder, SequenceCache, scratch_cells
+from elmoe.engine.kv_cache import RowBuilder, SequenceCache, deepest_tree, scratch_cells
 from elmoe.engine.request import Generation, Output, Request
 from elmoe.engine.sampler import candidates, selection_scores
 from elmoe.engine.scheduler import Scheduler
@@ -45,6 +46,8 @@ class EngineOptions:
     paper's 8 GB of fast memory hold of a 30B-class model."""
     fast_bytes: int | None = None
     """Budget of the fast tier instead: dense weights and KV come first, the pool gets the rest."""
+    hotness_decay: float = 0.9
+    """Share of the expert hotness that survives a step; `bench/pool.py` measures what it is worth."""
     prefill_chunk: int = 256
     """Prompt tokens per prefill pass."""
     speculation: Speculation = field(default_factory=Speculation)
@@ -56,6 +59,8 @@ class EngineOptions:
             raise ConfigError(f"prefill_chunk must be at least 1, not {self.prefill_chunk}")
         if self.pool_fraction is not None and self.fast_bytes is not None:
             raise ConfigError("give either a pool fraction or fast bytes: both decide the size of the expert pool")
+        if not 0 <= self.hotness_decay <= 1:
+            raise ConfigError(f"hotness_decay must be in [0, 1], not {self.hotness_decay}")
         if self.pool_fraction is not None and not 0 <= self.pool_fraction <= 1:
             raise ConfigError(f"pool fraction must be in [0, 1], not {self.pool_fraction}")
 
@@ -74,15 +79,20 @@ class Engine:
         self.tokenizer = tokenizer
         self.options = options or EngineOptions()
         self.speculation = self.options.speculation
-        """May be replaced between steps; the text does not change by it."""
         self.stats = RunStats()
         self.recorder: Recorder | None = None
         self._stop_tokens = stop_tokens
         self._check_budget()
         self._scheduler = Scheduler(self.options.max_batch, lambda cells: self._slots(cells) >= self._least_slots)
         shape = backend.shape
-        self.pool = ExpertPool(len(shape.moe_layers), shape.experts, shape.experts_per_tok, self._slots(0))
-        self._step = 0
+        self.pool = ExpertPool(
+            layers=len(shape.moe_layers),
+            experts=shape.experts,
+            experts_per_tok=shape.experts_per_tok,
+            slots=self._slots(0),
+            decay=self.options.hotness_decay,
+        )
+        self.steps = 0
         self._requests = 0
 
     @classmethod
@@ -108,6 +118,25 @@ class Engine:
         stops = frozenset(stop_ids(checkpoint.generation_config, checkpoint.config))
         return cls(open_backend(options.backend, checkpoint), tokenizer, stops, options)
 
+    @property
+    def speculation(self) -> Speculation:
+        """How to speculate; may be replaced between steps, the text does not change by it."""
+        return self._speculation
+
+    @speculation.setter
+    def speculation(self, wanted: Speculation) -> None:
+        most, asked = self.backend.shape.experts_per_tok, wanted.quality.experts_per_tok
+        if asked is not None and asked > most:
+            raise ConfigError(f"draft experts per token must be at most the model's {most}, not {asked}")
+        self._speculation = wanted
+
+    def settings(self) -> dict[str, Any]:
+        """The resolved configuration, for results and traces: plain values."""
+        values = asdict(replace(self.options, speculation=self.speculation))
+        values["speculation"]["mode"] = self.speculation.mode.value
+        values["speculation"]["quality"]["treatment"] = self.speculation.quality.treatment.value
+        return values | {"pool_slots_per_layer": self.pool.slots}
+
     # --- requests ---
 
     def generate(
@@ -122,8 +151,10 @@ class Engine:
         if len(each) != len(prompts):
             raise ConfigError(f"{len(prompts)} prompts but {len(each)} generation settings")
         encoded = [self.encode(prompt) for prompt in prompts]
-        requests = [self.submit(tokens, settings) for tokens, settings in zip(encoded, each, strict=True)]
+        requests: list[Request] = []
         try:
+            for tokens, settings in zip(encoded, each, strict=True):
+                requests.append(self.submit(tokens, settings))
             while any(request.finish_reason is None for request in requests):
                 self.step()
         finally:
@@ -139,6 +170,8 @@ class Engine:
                 self.step()
                 if piece := request.new_text():
                     yield piece
+            if piece := request.new_text():  # it may have ended in a step that another stream made
+                yield piece
         finally:
             self.cancel(request)
 
@@ -204,7 +237,7 @@ class Engine:
         self._decode([request for request in self._scheduler.running if request.prefill_left == 0])
         self.stats.prefill_seconds += prefilled - started
         self.stats.decode_seconds += time.perf_counter() - prefilled
-        self._step += 1
+        self.steps += 1
         finished = self._scheduler.retire()
         for request in finished:
             self.backend.release(request.number)
@@ -236,12 +269,15 @@ class Engine:
         if not ready:
             return
         depth = self.speculation.depth_for(len(ready))
-        trees = [
-            DraftTree(request.tokens[-1], self.speculation.width, min(depth, request.remaining - 1))
-            for request in ready
-        ]
+        trees = [self._new_tree(request, depth) for request in ready]
         self._draft(ready, trees)
         self._verify(ready, trees)
+
+    def _new_tree(self, request: Request, depth: int) -> DraftTree:
+        """A tree no deeper than the request can use and its scratch cells can hold (the settings may have changed)."""
+        spare = _cache(request).spare_cells
+        width = self.speculation.width
+        return DraftTree(request.tokens[-1], width, min(depth, request.remaining - 1, deepest_tree(width, spare)))
 
     def _draft(self, ready: list[Request], trees: list[DraftTree]) -> None:
         """Grow all trees level by level: pool experts only, MSB planes only."""
@@ -266,7 +302,10 @@ class Engine:
 
     def _verify(self, ready: list[Request], trees: list[DraftTree]) -> None:
         """One target pass over the last tokens and the drafted ones; accept, commit, emit, update the pool."""
-        verified = [tree.best_nodes(self.speculation.verify) for tree in trees]
+        verified = [
+            tree.best_nodes(min(self.speculation.verify, _cache(request).spare_cells))
+            for request, tree in zip(ready, trees, strict=True)
+        ]
         builder = RowBuilder()
         for request, tree, nodes in zip(ready, trees, verified, strict=True):
             if len(nodes) == 1:
@@ -326,7 +365,7 @@ class Engine:
         self, kind: PassKind, depth: int, rows: Rows, result: ForwardResult, seconds: float, kept: Bool
     ) -> None:
         record = PassRecord(
-            step=self._step,
+            step=self.steps,
             kind=kind,
             depth=depth,
             sequences=rows.sequences,
@@ -370,7 +409,10 @@ class Engine:
 
     def _resize_pool(self) -> None:
         """The KV cache comes first: the pool shrinks as contexts grow and grows back when requests end."""
-        cells = sum(_cache(request).committed for request in self._scheduler.running)
+        cells = sum(
+            _cache(request).committed + min(request.prefill_left, self.options.prefill_chunk)
+            for request in self._scheduler.running
+        )
         scratch = scratch_cells(self.speculation.width, self.speculation.depth, self.speculation.verify)
         slots = max(self._least_slots, self._slots(cells + scratch * len(self._scheduler.running)))
         if slots != self.pool.slots:

@@ -13,15 +13,16 @@ import numpy.typing as npt
 from elmoe.backend.protocol import Bool
 from elmoe.errors import ConfigError
 
-DECAY = 0.9
-"""Share of the hotness that survives a step; `bench/pool.py` measures it."""
-
 
 class ExpertPool:
-    """Residents per MoE layer, at least `experts_per_tok` of them."""
+    """Residents per MoE layer, at least `experts_per_tok` of them.
 
-    def __init__(self, layers: int, experts: int, experts_per_tok: int, slots: int) -> None:
+    decay: share of the hotness that survives a step.
+    """
+
+    def __init__(self, layers: int, experts: int, experts_per_tok: int, slots: int, decay: float) -> None:
         self.experts_per_tok = experts_per_tok
+        self.decay = decay
         self.hotness = np.zeros((layers, experts), dtype=np.float64)
         self._slots = self._checked(slots)
         self.resident: Bool = np.zeros((layers, experts), dtype=np.bool_)
@@ -46,7 +47,7 @@ class ExpertPool:
     def choose(self) -> Bool:
         """The pool wanted after the coming target pass, bool [L, E]; hotness fades by one step."""
         wanted = self._hottest(np.ones_like(self.resident))
-        self.hotness *= DECAY
+        self.hotness *= self.decay
         return wanted
 
     def fill(self, wanted: Bool, read: Bool) -> None:

@@ -25,6 +25,11 @@ class SequenceCache:
     capacity: int
     committed: int = 0
 
+    @property
+    def spare_cells(self) -> int:
+        """Cells for tree nodes beside the root's."""
+        return self.capacity - self.committed - 1
+
     def commit_tree(self, backend: Backend, verified: Sequence[int], path: Sequence[int]) -> None:
         """Keep the accepted nodes of a verify pass: node ``verified[i]`` was computed in cell ``committed + i``.
 
@@ -85,7 +90,10 @@ class RowBuilder:
 
 
 def scratch_cells(width: int, depth: int, verify: int) -> int:
-    """Cells above the committed ones that drafting and verifying a tree can touch."""
-    if depth == 0:
-        return 1
-    return 1 + max(width * (depth - 1), verify)
+    """Cells above the committed ones that drafting and verifying a tree can touch: the root's and its nodes'."""
+    return 1 + max(width * (depth - 1), verify) if depth else 1
+
+
+def deepest_tree(width: int, spare_cells: int) -> int:
+    """The most levels that can be drafted with `spare_cells` beside the root's: the last level is not run."""
+    return spare_cells // width + 1 if spare_cells else 0

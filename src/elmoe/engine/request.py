@@ -127,7 +127,7 @@ class Request:
         self.finish_reason = reason
         self._ended = time.perf_counter()
         if self._detokenizer is not None and reason != "stop":
-            self._text += self._detokenizer.finish()
+            self._add_text(self._detokenizer.finish())
 
     def new_text(self) -> str:
         """Text that became certain since the last call: what might be the start of a stop string is held back."""
@@ -157,12 +157,14 @@ class Request:
         if token in self._stop_tokens:
             self.finish_reason = "stop"
             if self._detokenizer is not None:
-                self._text += self._detokenizer.finish()
-            return
-        if self._detokenizer is None:
-            return
+                self._add_text(self._detokenizer.finish())
+        elif self._detokenizer is not None:
+            self._add_text(self._detokenizer.feed([token]))
+
+    def _add_text(self, piece: str) -> None:
+        """Append text; cut it at a stop string."""
         searched = len(self._text)
-        self._text += self._detokenizer.feed([token])
+        self._text += piece
         for stop in self.generation.stop:
             found = self._text.find(stop, max(0, searched - len(stop) + 1))
             if found >= 0:

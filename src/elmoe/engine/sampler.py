@@ -60,7 +60,8 @@ def selection_scores(logits: Float32, sampling: Sampling, position: int) -> Floa
     """
     if sampling.temperature == 0:
         return logits
-    scores = logits.astype(np.float64) / sampling.temperature
+    with np.errstate(over="ignore"):  # a temperature near 0 sends all but the best to -inf
+        scores = (logits.astype(np.float64) - logits.max()) / sampling.temperature
     scores[~_kept(scores, sampling)] = -np.inf
     return scores + gumbel(sampling.seed, position, len(logits))
 
@@ -78,8 +79,9 @@ def candidates(scores: Float32 | Float64, count: int) -> tuple[npt.NDArray[np.in
     Fewer where the filters left fewer. The log-probabilities are a draft's confidence in each candidate.
     """
     count = min(count, len(scores))
-    best = np.argpartition(-scores, count - 1)[:count]
-    best = best[np.lexsort((best, -scores[best]))]
+    least = np.partition(scores, -count)[-count]
+    best = np.flatnonzero(scores >= least)
+    best = best[np.lexsort((best, -scores[best]))][:count]  # ties to the lower number, as in the target's argmax
     best = best[np.isfinite(scores[best])]
     top = float(scores[best[0]])
     total = np.log(np.exp(scores - top).sum(dtype=np.float64))

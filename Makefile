@@ -1,0 +1,62 @@
+# Every target does its own set-up. PYTHON chooses the interpreter of the virtual environments.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+VERIFY := .venv-verify
+# The reference backend's matrix products are tiny: more BLAS threads only get in each other's way.
+ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Long checks read prompts from here: files of {"turns": [...]} lines. The packaged demo prompts by default.
+PROMPTS ?= src/elmoe/data/demo_prompts.jsonl
+PROMPT_DIR ?= src/elmoe/data
+
+.PHONY: demo test bench verify lint format clean help
+
+help:
+	@echo "make demo    the main job: AR and Elastic-SD answers on the embedded model, proved equal; report.html"
+	@echo "make test    the test suite (minutes, no PyTorch)"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   benchmarks, JSON in bench/results (PROMPTS=FILE.jsonl)"
+	@echo "make verify  comparison with transformers, the 200-prompt proof, golden files (PROMPT_DIR=FOLDER)"
+
+demo: $(VENV)/.run
+	$(ONE_THREAD) $(BIN)/elmoe demo --out demo-output
+
+test: $(VENV)/.dev
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(ONE_THREAD) $(BIN)/python bench/elasticity.py --prompts $(PROMPTS)
+	$(ONE_THREAD) $(BIN)/python bench/speculation.py --prompts $(PROMPTS)
+
+verify: $(VERIFY)/.verify
+	$(ONE_THREAD) $(VERIFY)/bin/python tests/verify/make_golden.py
+	$(ONE_THREAD) $(VERIFY)/bin/python -m pytest -m verify tests/verify
+	$(ONE_THREAD) $(VERIFY)/bin/python bench/lossless.py --prompts $(PROMPT_DIR)
+
+clean:
+	rm -rf $(VENV) $(VERIFY) build dist demo-output
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/.run
+
+$(VERIFY)/.verify: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VERIFY)
+	$(VERIFY)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,verify]'
+	touch $@

@@ -1,0 +1,80 @@
+"""`elmoe elasticity`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from elmoe.cli import options as opt
+from elmoe.cli.console import Json, Model, emit_json, err, out, progress_bar, table
+from elmoe.cli.prompts import as_asked, gather
+from elmoe.engine.controller import Mode, Speculation
+from elmoe.engine.elasticity import POOL_FRACTIONS, Agreement, PoolChoice, full_grid, measure
+from elmoe.engine.engine import EngineOptions
+from elmoe.engine.request import Generation
+from elmoe.quant.bitnested import Treatment
+
+
+def elasticity(
+    model: Model,
+    prompts: opt.PromptFile = None,
+    prompt: opt.Texts = None,
+    limit: Annotated[int, typer.Option(help="Only the first prompts.")] = 20,
+    max_tokens: opt.MaxTokens = 64,
+    chat: opt.Chat = None,
+    json: Json = False,
+) -> None:
+    """Measure how often drafts agree with their target, over bits, pools and treatments."""
+    texts = gather(prompt or [], prompts, limit)
+    engine = opt.open_engine(model, EngineOptions(speculation=Speculation(mode=Mode.AR)))
+    asked = as_asked(engine, texts, chat)
+    outputs = engine.generate(asked, Generation(max_tokens=max_tokens))
+    encoded = [engine.encode(prompt) for prompt in asked]
+    sequences = [(ids + output.token_ids, len(ids)) for ids, output in zip(encoded, outputs, strict=True)]
+    err.print(f"{len(sequences)} sequences, the target's own greedy answers of up to {max_tokens} tokens")
+    with progress_bar("measuring drafts") as progress:
+        grid = measure(engine.backend, sequences, full_grid(), progress)
+    if json:
+        emit_json({"grid": [_cell(cell) for cell in grid], "prompts": len(sequences), "max_tokens": max_tokens})
+        return
+    by_setting = {
+        (cell.setting.bits, cell.setting.treatment, cell.setting.pool_fraction, cell.setting.pool): cell
+        for cell in grid
+    }
+    rows = [
+        (f"{bits} bits", *(_share(by_setting[bits, Treatment.AUGMENT, f, PoolChoice.HOT]) for f in POOL_FRACTIONS))
+        for bits in (*range(2, 8), 8)
+    ]
+    rows += [
+        (
+            f"{bits} bits, random pool",
+            "",
+            *(_share(by_setting[bits, Treatment.AUGMENT, f, PoolChoice.RANDOM]) for f in POOL_FRACTIONS[1:]),
+        )
+        for bits in (4, 8)
+    ]
+    columns = ("draft \\ pool", *(f"{fraction:.0%}" for fraction in POOL_FRACTIONS))
+    out.print(table("agreement of draft and target (augmented slices, hot pool)", columns, rows))
+    rows = [
+        (f"{bits} bits", *(_share(by_setting[bits, treatment, 1.0, PoolChoice.HOT]) for treatment in Treatment))
+        for bits in range(2, 8)
+    ]
+    out.print(table("agreement by treatment (all experts)", ("draft", *(t.value for t in Treatment)), rows))
+
+
+def _cell(cell: Agreement) -> dict[str, object]:
+    setting = cell.setting
+    return {
+        "bits": setting.bits,
+        "pool_fraction": setting.pool_fraction,
+        "treatment": setting.treatment.value if setting.bits < 8 else "none",
+        "pool": setting.pool.value,
+        "agreement": cell.agreement,
+        "overlap": cell.overlap,
+        "positions": cell.positions,
+    }
+
+
+def _share(cell: Agreement) -> str:
+    return f"{cell.agreement:.3f}"

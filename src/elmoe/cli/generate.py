@@ -1,0 +1,152 @@
+"""`elmoe run`, `elmoe trace` and `elmoe logits`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from elmoe.backend.decoded import Activations
+from elmoe.backend.protocol import DraftQuality
+from elmoe.backend.reference import ReferenceBackend
+from elmoe.checkpoint.folder import Checkpoint
+from elmoe.checkpoint.resolve import resolve
+from elmoe.cli import options as opt
+from elmoe.cli.console import Json, Model, emit_json, err, human_bytes, out, parse_integers, progress_bar
+from elmoe.cli.prompts import as_asked, gather
+from elmoe.engine.controller import Mode
+from elmoe.engine.elasticity import Teacher
+from elmoe.engine.request import Generation
+from elmoe.errors import ConfigError, PromptError
+from elmoe.trace.atomic import atomic_file
+
+
+def run(
+    model: Model,
+    prompt: opt.Texts = None,
+    prompts: opt.PromptFile = None,
+    max_tokens: opt.MaxTokens = 128,
+    temperature: opt.Temperature = 0.0,
+    top_p: opt.TopP = 1.0,
+    top_k: opt.TopK = 0,
+    min_p: opt.MinP = 0.0,
+    seed: opt.Seed = None,
+    mode: opt.ModeOption = Mode.AUTO,
+    width: opt.Width = 2,
+    depth: opt.Depth = 4,
+    verify: opt.Verify = None,
+    draft_bits: opt.DraftBits = 4,
+    draft_experts: opt.DraftExperts = None,
+    pool_fraction: opt.PoolFraction = None,
+    fast_bytes: opt.FastBytes = None,
+    batch: opt.Batch = 16,
+    backend: opt.BackendName = "reference",
+    chat: opt.Chat = None,
+    ignore_eos: opt.IgnoreEos = False,
+    json: Json = False,
+) -> None:
+    """Complete prompts, losslessly, plainly or with Elastic-SD."""
+    texts = gather(prompt or [], prompts)
+    settings = opt.speculation(mode, width, depth, verify, draft_bits, draft_experts)
+    chosen = opt.sampling(temperature, top_p, top_k, min_p, seed)
+    generation = Generation(max_tokens=max_tokens, sampling=chosen, ignore_eos=ignore_eos)
+    engine = opt.open_engine(model, opt.engine_options(settings, pool_fraction, fast_bytes, batch, backend))
+    outputs = engine.generate(as_asked(engine, texts, chat), generation)
+    stats = engine.stats.as_dict()
+    if json:
+        document = {"outputs": [output.as_dict() for output in outputs], "stats": stats, "seed": chosen.seed}
+        emit_json(document | {"settings": engine.settings()})
+        return
+    for text, output in zip(texts, outputs, strict=True):
+        if len(texts) > 1:
+            out.rule(text.splitlines()[0][:80] if text.strip() else "", align="left")
+        typer.echo(output.text)
+    err.print(_summary(stats), highlight=False)
+
+
+def trace(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The Parquet file to write.", show_default=False)],
+    prompts: opt.PromptFile = None,
+    prompt: opt.Texts = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first prompts.")] = None,
+    max_tokens: opt.MaxTokens = 64,
+    temperature: opt.Temperature = 0.0,
+    seed: opt.Seed = 0,
+    mode: opt.ModeOption = Mode.SD,
+    width: opt.Width = 2,
+    depth: opt.Depth = 4,
+    verify: opt.Verify = None,
+    draft_bits: opt.DraftBits = 4,
+    draft_experts: opt.DraftExperts = None,
+    pool_fraction: opt.PoolFraction = None,
+    fast_bytes: opt.FastBytes = None,
+    batch: opt.Batch = 16,
+    backend: opt.BackendName = "reference",
+    chat: opt.Chat = None,
+    ignore_eos: opt.IgnoreEos = False,
+    json: Json = False,
+) -> None:
+    """Record routing, acceptance, pool and traffic of every forward pass while completing prompts."""
+    from elmoe.trace.parquet import TraceWriter
+
+    texts = gather(prompt or [], prompts, limit)
+    settings = opt.speculation(mode, width, depth, verify, draft_bits, draft_experts)
+    generation = Generation(
+        max_tokens=max_tokens, sampling=opt.sampling(temperature, 1.0, 0, 0.0, seed), ignore_eos=ignore_eos
+    )
+    engine = opt.open_engine(model, opt.engine_options(settings, pool_fraction, fast_bytes, batch, backend))
+    with TraceWriter(output, engine.backend.shape, engine.settings(), source=Path(model).name) as writer:
+        engine.recorder = writer
+        engine.generate(as_asked(engine, texts, chat), generation)
+    stats = engine.stats.as_dict()
+    document = {"steps": engine.steps, "tokens": stats["emitted"], "path": str(output), "stats": stats}
+    if json:
+        emit_json(document)
+    else:
+        out.print(f"{output}: {engine.steps} steps, {stats['emitted']} tokens, {human_bytes(output.stat().st_size)}")
+
+
+def logits(
+    model: Model,
+    tokens: Annotated[str, typer.Option(help="Token ids, for example 1,2,3.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write them.")] = Path("logits.npy"),
+    draft: Annotated[bool, typer.Option("--draft", help="The draft's, from the target's KV cache.")] = False,
+    draft_bits: opt.DraftBits = 4,
+    draft_experts: opt.DraftExperts = None,
+    activations: Annotated[Activations, typer.Option(help="fp32 compares with other implementations.")] = (
+        Activations.INT8
+    ),
+    json: Json = False,
+) -> None:
+    """Write teacher-forced logits, float32 [tokens, vocabulary], to a .npy file."""
+    ids = parse_integers(tokens, "--tokens")
+    quality = DraftQuality(bits=draft_bits, experts_per_tok=draft_experts)
+    with progress_bar("converting") as progress:
+        checkpoint = Checkpoint.open(resolve(model, progress))
+    wrong = next((token for token in ids if not 0 <= token < checkpoint.shape.vocab), None)
+    if wrong is not None:
+        raise PromptError(f"token {wrong} is not in the vocabulary of {checkpoint.shape.vocab}")
+    if len(ids) > checkpoint.shape.max_context:
+        raise PromptError(f"{len(ids)} tokens exceed the model's context of {checkpoint.shape.max_context}")
+    if output.suffix != ".npy":
+        raise ConfigError(f"{output}: logits are written in NumPy's format; name a .npy file")
+    teacher = Teacher(ReferenceBackend(checkpoint, activations), ids)
+    made = teacher.draft_logits(0, len(ids), quality, None) if draft else teacher.logits
+    with atomic_file(output) as file:
+        np.save(file, made)
+    if json:
+        emit_json({"logits": str(output), "shape": list(made.shape), "draft": draft})
+    else:
+        out.print(f"{output}: float32 {list(made.shape)}")
+
+
+def _summary(stats: dict[str, Any]) -> str:
+    parts = [f"{stats['emitted']} tokens", f"{stats['decode_tok_s']:.0f} tok/s"]
+    if stats["verify_steps"]:
+        parts.append(f"acceptance {stats['acceptance_rate']:.2f}")
+        parts.append(f"{1 + stats['mean_accepted_length']:.2f} tokens per verify step")
+    parts.append(f"slow tier {human_bytes(stats['slow_bytes_read'] / max(stats['emitted'], 1))} per token")
+    return " · ".join(parts)

@@ -1,0 +1,99 @@
+"""`elmoe convert` and `elmoe inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elmoe.checkpoint.convert import convert as convert_checkpoint
+from elmoe.checkpoint.resolve import read_config
+from elmoe.cli.console import Json, Model, emit_json, human_bytes, out, parse_bytes, progress_bar, table
+from elmoe.errors import ConfigError, UnsupportedModelError
+from elmoe.models.footprint import footprint
+from elmoe.models.registry import family_of
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="Hugging Face folder.", show_default=False)],
+    destination: Annotated[Path, typer.Option("-o", "--output", help="The .elmoe folder to make.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Convert a checkpoint to bit-nested weights (an .elmoe folder)."""
+    with progress_bar("converting") as progress:
+        report = convert_checkpoint(source, destination, progress)
+    document = {
+        "tensors": report.tensors,
+        "bytes": report.bytes,
+        "seconds": report.seconds,
+        "source_sha256": report.source_sha256,
+        "path": str(destination),
+    }
+    if json:
+        emit_json(document)
+    else:
+        out.print(f"{destination}: {report.tensors} tensors, {human_bytes(report.bytes)}, {report.seconds:.1f} s")
+
+
+def inspect(
+    model: Model,
+    fast_bytes: Annotated[str | None, typer.Option(help="Budget of the fast tier, for example 8GiB.")] = None,
+    context: Annotated[int, typer.Option(help="Tokens of context per sequence to plan for.")] = 1024,
+    batch: Annotated[int, typer.Option(help="Sequences to plan for.")] = 1,
+    json: Json = False,
+) -> None:
+    """Show a model's shape, its bytes by part, and what a fast-memory budget holds; reads no weights."""
+    for name, value in (("context", context), ("batch", batch)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}")
+    config = read_config(model)
+    family = family_of(config)
+    shape, sizes = family.shape(config), footprint(family.shape(config), family.program(config))
+    if not shape.moe_layers:
+        raise UnsupportedModelError(f"{model}: has no Mixture-of-Experts layer; elmoe runs MoE models only")
+    if context > shape.max_context:
+        raise ConfigError(f"context {context} is beyond the model's {shape.max_context}")
+    needed = sizes.fast_bytes_needed(context * batch)
+    everything = sizes.total + context * batch * sizes.kv_per_token
+    budget = parse_bytes(fast_bytes)
+    slots = shape.experts if budget is None else max(0, sizes.pool_slots(budget, context * batch))
+    document = {
+        "family": shape.family,
+        "layers": shape.layers,
+        "experts": shape.experts,
+        "experts_per_token": shape.experts_per_tok,
+        "bytes": {
+            "dense": sizes.dense,
+            "experts_msb": sizes.experts_msb,
+            "experts_lsb": sizes.experts_lsb,
+            "scales": sizes.scales,
+            "kv_per_token": sizes.kv_per_token,
+            "total": sizes.total,
+        },
+        "fits": budget is None or budget >= needed,
+        "fast_bytes": budget,
+        "fast_bytes_needed": needed,
+        "pool_slots_per_layer": slots,
+        "pool_fraction": slots / shape.experts,
+        "context": context,
+        "batch": batch,
+        "shape": shape.as_dict(),
+    }
+    if json:
+        emit_json(document)
+        return
+    rows = [
+        ("dense weights (attention, embedding, head, norms)", human_bytes(sizes.dense)),
+        ("experts, MSB planes with scales", human_bytes(sizes.experts_msb)),
+        ("experts, LSB planes", human_bytes(sizes.experts_lsb)),
+        ("all weights", human_bytes(sizes.total)),
+        (f"KV cache, {batch} x {context} tokens", human_bytes(context * batch * sizes.kv_per_token)),
+        ("everything", human_bytes(everything)),
+        ("smallest fast tier (dense, KV, one token's experts)", human_bytes(needed)),
+    ]
+    title = f"{shape.family}: {shape.layers} layers, {shape.experts} experts, {shape.experts_per_tok} per token"
+    out.print(table(title, ("part", "bytes"), rows))
+    if budget is not None:
+        verdict = f"holds {slots} of {shape.experts} experts per layer" if budget >= needed else "is too small"
+        out.print(f"a fast tier of {human_bytes(budget)} {verdict}")

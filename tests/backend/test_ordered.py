@@ -1,0 +1,203 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elmoe.backend import ordered
+
+EPS = 2.0**-24
+rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+lengths = st.integers(1, 300)
+
+
+def values(rng, *shape):
+    """FP32 of mixed magnitudes, so that another order of adding gives other bits."""
+    scale = 10.0 ** rng.uniform(-4, 4, shape)
+    return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+
+def same_bits(x, y):
+    return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+
+def folded(row):
+    """The definition: the upper half onto the lower one, from the largest power of two below the length."""
+    row = list(row)
+    while len(row) > 1:
+        half = 1
+        while 2 * half < len(row):
+            half *= 2
+        row = [row[i] + row[half + i] if half + i < len(row) else row[i] for i in range(half)]
+    return row[0]
+
+
+@given(rngs, lengths)
+def test_tree_sum_is_its_definition_and_close_to_the_exact_sum(rng, length):
+    x = values(rng, 4, length)
+    sums = ordered.tree_sum(x)
+    for row, got in zip(x, sums, strict=True):
+        assert got == folded(row)
+        levels = max(1, math.ceil(math.log2(length))) if length > 1 else 0
+        assert abs(float(got) - math.fsum(row)) <= 1.01 * levels * EPS * math.fsum(abs(row))
+
+
+def layouts(x):
+    """The same values, with the summed axis last, in other memory."""
+    yield np.asfortranarray(x)
+    yield x[::-1][::-1]
+    wide = np.zeros((x.shape[0] * 2, x.shape[1] * 3), dtype=np.float32)
+    wide[::2, ::3] = x
+    yield wide[::2, ::3]
+    yield np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 0, 1)), 1, 0)
+    shifted = np.zeros(x.size + 3, dtype=np.float32)[3:].reshape(x.shape)  # not aligned to 16 bytes
+    shifted[:] = x
+    yield shifted
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        ordered.tree_sum,
+        ordered.softmax,
+        lambda x: ordered.rms_norm(x, np.linspace(0.5, 2, x.shape[-1], dtype=np.float32), 1e-6),
+        lambda x: ordered.product(x, np.sin(np.arange(7 * x.shape[-1], dtype=np.float32)).reshape(7, -1)),
+    ],
+    ids=["tree_sum", "softmax", "rms_norm", "product"],
+)
+@given(rngs, lengths, st.integers(1, 9))
+@settings(max_examples=60)
+def test_a_row_has_the_same_bits_in_any_batch_and_any_memory(function, rng, length, rows):
+    x = values(rng, rows, length)
+    together = function(x)
+    for row in range(rows):
+        assert same_bits(function(x[row : row + 1])[0], together[row])
+    assert same_bits(function(x[::-1])[::-1].copy(), together)
+    for other in layouts(x):
+        assert same_bits(np.ascontiguousarray(function(other)), together)
+
+
+@given(rngs, lengths)
+def test_tree_sum_along_any_axis(rng, length):
+    x = values(rng, 2, length, 3)
+    want = ordered.tree_sum(np.ascontiguousarray(np.moveaxis(x, 1, -1)))
+    assert same_bits(ordered.tree_sum(x, axis=1), want)
+    assert same_bits(ordered.tree_sum(x, axis=-2), want)
+
+
+@given(rngs, st.integers(1, 5), st.integers(0, 4), st.integers(0, 3))
+def test_block_sum_carries_on_and_zeros_change_nothing(rng, blocks, more, axis_first):
+    x = values(rng, 3, 32 * blocks, 2)
+    total = ordered.block_sum(x, axis=1)
+    padded = np.concatenate([x, np.zeros((3, 32 * more, 2), dtype=np.float32)], axis=1)
+    assert same_bits(ordered.block_sum(padded, axis=1), total)
+    cut = 32 * min(axis_first, blocks)
+    first = ordered.block_sum(x[:, :cut], axis=1)
+    assert same_bits(ordered.block_sum(x[:, cut:], axis=1, total=first), total)
+    np.testing.assert_allclose(total, x.astype(np.float64).sum(axis=1), rtol=0, atol=1e-5 * np.abs(x).sum())
+
+
+@given(rngs, lengths)
+def test_softmax_norm_and_product_are_right(rng, length):
+    x = (values(rng, 3, length) % 20).astype(np.float32)
+    wide = x.astype(np.float64)
+    e = np.exp(wide - wide.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(ordered.softmax(x), e / e.sum(axis=1, keepdims=True), rtol=1e-5, atol=1e-30)
+    weight = values(rng, length)
+    norm = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + 1e-5) * weight
+    np.testing.assert_allclose(ordered.rms_norm(x, weight, 1e-5), norm, rtol=1e-5)
+    matrix = values(rng, 5, length)
+    bound = 1e-6 * (np.abs(wide) @ np.abs(matrix.astype(np.float64)).T) + 1e-30
+    assert (np.abs(ordered.product(x, matrix) - wide @ matrix.astype(np.float64).T) <= bound).all()
+
+
+# --- attention ---
+
+
+def cache_of(rng, cells, kv_heads=2, d=8):
+    keys = rng.standard_normal((kv_heads, d, cells)).astype(np.float32)
+    return keys, rng.standard_normal((kv_heads, cells, d)).astype(np.float32)
+
+
+def int32(*items):
+    return np.array(items, dtype=np.int32)
+
+
+def softmax_attention(query, keys, values, seen):
+    """One row in float64 over the cells `seen`, in order."""
+    H, d = query.shape
+    out = np.empty((H, d))
+    for head in range(H):
+        kv = head // (H // keys.shape[0])
+        scores = query[head].astype(np.float64) @ keys[kv][:, seen].astype(np.float64)
+        weights = np.exp(scores - scores.max())
+        out[head] = weights / weights.sum() @ values[kv][seen].astype(np.float64)
+    return out
+
+
+def attend(query, keys, values, prefix, path):
+    return ordered.attention(query, keys, values, prefix, path)
+
+
+NO_PATH = np.zeros((1, 0), dtype=np.int32)
+
+
+@given(rngs, st.integers(0, 100), st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_attention_over_prefix_and_paths_is_softmax_attention(rng, prefix, path_lengths):
+    cells = prefix + 12
+    keys, values = cache_of(rng, cells)
+    rows = len(path_lengths)
+    query = rng.standard_normal((rows, 4, 8)).astype(np.float32)
+    path = np.full((rows, 5), -1, dtype=np.int32)
+    for row, length in enumerate(path_lengths):
+        path[row, :length] = prefix + rng.permutation(12)[:length]
+    got = attend(query, keys, values, np.full(rows, prefix, dtype=np.int32), path)
+    for row, length in enumerate(path_lengths):
+        seen = [*range(prefix), *path[row, :length]]
+        np.testing.assert_allclose(got[row], softmax_attention(query[row], keys, values, seen), atol=2e-6)
+
+
+@given(rngs, st.integers(1, 90), st.integers(1, 40))
+def test_a_chunk_of_plain_rows_is_causal_softmax_attention(rng, first, rows):
+    keys, values = cache_of(rng, first + rows)
+    query = rng.standard_normal((rows, 4, 8)).astype(np.float32)
+    prefix = np.arange(first, first + rows, dtype=np.int32)
+    got = attend(query, keys, values, prefix, np.zeros((rows, 0), dtype=np.int32))
+    for row in range(rows):
+        want = softmax_attention(query[row], keys, values, range(prefix[row]))
+        np.testing.assert_allclose(got[row], want, atol=2e-6)
+        alone = attend(query[row : row + 1], keys, values, prefix[row : row + 1], NO_PATH)
+        assert same_bits(alone[0], got[row])
+
+
+@given(rngs, st.integers(1, 100), st.integers(1, 6), st.integers(0, 70), st.integers(0, 3))
+def test_the_bits_of_a_row_do_not_depend_on_where_its_context_lies(rng, prefix, depth, spare, padding):
+    """The same context as committed cells, and as committed cells and a path through scattered scratch cells."""
+    total = prefix + depth
+    keys, values = cache_of(rng, total)
+    query = rng.standard_normal((1, 4, 8)).astype(np.float32)
+    want = attend(query, keys, values, int32(total), NO_PATH)
+
+    cells = total + depth + spare
+    big_keys, big_values = (np.full((2, 8, cells), 65504, np.float32), np.full((2, cells, 8), -65504, np.float32))
+    scattered = prefix + rng.permutation(cells - prefix)[:depth]
+    big_keys[:, :, :prefix], big_values[:, :prefix] = keys[:, :, :prefix], values[:, :prefix]
+    big_keys[:, :, scattered], big_values[:, scattered] = keys[:, :, prefix:], values[:, prefix:]
+    path = np.full((3, depth + padding), -1, dtype=np.int32)
+    path[0, :1], path[1, :depth], path[2, :1] = scattered[0], scattered, scattered[-1]
+    queries = np.concatenate([query * 2, query, query * 3])
+    tree = attend(queries, big_keys, big_values, np.full(3, prefix, dtype=np.int32), path)
+    assert same_bits(tree[1:2], want)
+
+
+@pytest.mark.parametrize("elements", [1, 1 << 12, 1 << 30])
+def test_chunking_changes_no_bit(monkeypatch, elements):
+    rng = np.random.default_rng(1)
+    keys, values = cache_of(rng, 80)
+    query = rng.standard_normal((40, 4, 8)).astype(np.float32)
+    arguments = query, keys, values, np.arange(41, 81, dtype=np.int32), np.zeros((40, 0), dtype=np.int32)
+    want, product = attend(*arguments), ordered.product(query[:, 0], keys[0].T)
+    monkeypatch.setattr(ordered, "CHUNK_ELEMENTS", elements)
+    assert same_bits(attend(*arguments), want)
+    assert same_bits(ordered.product(query[:, 0], keys[0].T), product)

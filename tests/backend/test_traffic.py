@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from elmoe.backend.protocol import DraftQuality, Rows
+from elmoe.backend.traffic import count_traffic
+from elmoe.models.footprint import Footprint
+
+SIZES = Footprint(
+    dense=1000, dense_msb=600, experts_msb=0, experts_lsb=0, scales=0, kv_per_token=7, expert_msb=60, expert_lsb=40,
+    moe_layers=1, experts=4, experts_per_tok=1,
+)  # fmt: skip
+
+
+def rows(sequences, prefix, path=()):
+    def int32(items):
+        return np.array(items, dtype=np.int32)
+
+    count = len(sequences)
+    paths = int32(path or np.zeros((count, 0)))
+    return Rows(int32([0] * count), int32(sequences), int32(prefix), int32(prefix), int32(prefix), paths, int32([]))
+
+
+READ = np.array([[True, True, True, False]])
+POOL = np.array([[True, True, False, True]])
+PLAIN = rows([0], [1])
+
+
+@pytest.mark.parametrize(
+    ("pool", "draft", "fast", "slow"),
+    [
+        (POOL, None, 1000 + 2 * 60, 2 * 40 + 100),
+        (None, None, 1000 + 3 * 60, 3 * 40),
+        (POOL, DraftQuality(4), 600 + 2 * 60, 60),
+        (None, DraftQuality(4), 600 + 3 * 60, 0),
+        (None, DraftQuality(8), 1000 + 3 * 100, 0),
+        (None, DraftQuality(6), 800 + 3 * 80, 0),
+        (None, DraftQuality(2), 400 + 3 * 40, 0),
+    ],
+)
+def test_weights_are_counted_on_their_tier(pool, draft, fast, slow):
+    traffic = count_traffic(SIZES, PLAIN, READ, pool, draft)
+    assert (traffic.fast_bytes, traffic.slow_bytes) == (fast, slow)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "prefix", "path", "cells"),
+    [
+        ([0], [5], (), 5),
+        ([0, 0, 0], [3, 4, 5], (), 5),
+        ([0, 1], [5, 9], (), 14),
+        ([0, 0, 2], [5, 5, 3], [[5, -1], [5, 6], [3, -1]], 5 + 2 + 3 + 1),
+    ],
+)
+def test_each_kv_cell_is_counted_once(sequences, prefix, path, cells):
+    assert count_traffic(SIZES, rows(sequences, prefix, path), READ, None, None).kv_bytes == 7 * cells

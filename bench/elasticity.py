@@ -1,4 +1,4 @@
-"""How often do drafts of the embedded model agree with it, over bits, pools and treatments?
+"""Agreement of drafts with the embedded model, over bits, pools and treatments.
 
     python bench/elasticity.py --prompts DIR_OR_FILE [--limit 40] [--markdown]
 

@@ -1,4 +1,4 @@
-"""How should hotness fade, and what is a hot pool worth? Acceptance of Elastic-SD over decay and pool fraction.
+"""How hotness should fade: acceptance of Elastic-SD over decay and pool fraction.
 
     python bench/pool.py --prompts DIR_OR_FILE [--limit 24]
 

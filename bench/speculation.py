@@ -1,4 +1,4 @@
-"""What does Elastic-SD accept and save, and how fast is it against plain decoding on the same backend?
+"""What Elastic-SD accepts and saves, and its speed against plain decoding on the same backend.
 
     python bench/speculation.py --prompts DIR_OR_FILE [--limit 16] [--markdown]
 

@@ -201,3 +201,15 @@ def test_chunking_changes_no_bit(monkeypatch, elements):
     monkeypatch.setattr(ordered, "CHUNK_ELEMENTS", elements)
     assert same_bits(attend(*arguments), want)
     assert same_bits(ordered.product(query[:, 0], keys[0].T), product)
+
+
+def test_rows_with_paths_after_different_prefixes_have_the_bits_of_rows_alone():
+    rng = np.random.default_rng(0)
+    keys, contents, query = values(rng, 2, 16, 90), values(rng, 2, 90, 16), values(rng, 3, 4, 16)
+    prefix = np.array([70, 5, 33], dtype=np.int32)
+    path = np.array([[80, 81], [82, -1], [83, 84]], dtype=np.int32)
+    together = ordered.attention(query, keys, contents, prefix, path)
+    for row in range(3):
+        one = slice(row, row + 1)
+        alone = ordered.attention(query[one], keys, contents, prefix[one], path[one])
+        assert same_bits(together[one], alone)

@@ -158,7 +158,7 @@ class MockBackend:
         assert written.max() < len(cells.tokens), "a cell beyond the cache"
         assert len(set(written.tolist())) == len(written), "two rows write one cell"
         if (rows.path[mine] >= 0).any():
-            assert len(set(rows.prefix[mine].tolist())) == 1, "rows with a path share their prefix"
+            assert len(set(rows.prefix[mine].tolist())) == 1, "rows of one tree share their prefix"
         cells.tokens[written], cells.positions[written] = rows.tokens[mine], rows.positions[mine]
         cells.quality[written], cells.written[written] = DRAFT if draft else TARGET, number
         cells.used = int(max(rows.prefix[mine].max(), written.max() + 1))

@@ -208,7 +208,7 @@ def test_seeds_give_different_texts_and_one_seed_one_text():
 @pytest.mark.parametrize("mode", [Mode.AR, Mode.SD])
 def test_the_pool_is_fixed_in_a_draft_and_filled_only_by_what_a_target_pass_read(mode):
     backend = MockBackend(agreement=0.7)
-    engine = engine_over(backend, pool_fraction=0.4, speculation=replace(SD, mode=mode))
+    engine = engine_over(backend, pool_fraction=0.4, hotness_decay=0.3, speculation=replace(SD, mode=mode))
     engine.generate([[1, 2, 3], [4, 5]] * 3, Generation(25, ignore_eos=True))
     changes = 0
     for before, after in zip(backend.passes, backend.passes[1:], strict=False):
@@ -404,6 +404,18 @@ def test_a_backend_error_leaves_the_engine_usable(monkeypatch):
     assert engine.generate([[1, 2]], Generation(4))[0].token_ids == expected(backend, [1, 2], Generation(4))
 
 
+def test_numpy_integers_are_token_ids():
+    backend = MockBackend()
+    (output,) = engine_over(backend).generate([np.array([1, 2])], Generation(4))
+    assert output.token_ids == expected(backend, [1, 2], Generation(4))
+
+
+@pytest.mark.parametrize("tokens", [[], [99]])
+def test_submitted_tokens_are_checked_like_encoded_ones(tokens):
+    with pytest.raises(PromptError):
+        engine_over(MockBackend()).submit(tokens)
+
+
 def test_cancelling_twice_or_after_the_end_does_nothing():
     backend = MockBackend()
     engine = engine_over(backend)
@@ -412,6 +424,19 @@ def test_cancelling_twice_or_after_the_end_does_nothing():
     engine.cancel(request)
     engine.cancel(request)
     assert request.output().finish_reason == "length"
+
+
+def test_a_cancelled_request_says_so_and_its_tokens_are_counted():
+    backend = MockBackend()
+    engine = engine_over(backend)
+    running, waiting = engine.submit([1], Generation(9, ignore_eos=True)), engine.submit([2], Generation(9))
+    engine.step()
+    for request in (running, waiting):
+        engine.cancel(request)
+        assert request.output().finish_reason == "cancelled"
+    emitted = len(running.output().token_ids) + len(waiting.output().token_ids)
+    assert engine.stats.acceptance.emitted == emitted > 0
+    assert engine.step() == []
 
 
 # --- errors ---
@@ -425,6 +450,7 @@ def test_cancelling_twice_or_after_the_end_does_nothing():
         ([1] * 32, PromptError, "the prompt has 32 tokens; this model takes 31 and one to answer"),
         ([1, 13], PromptError, "token 13 is not in the vocabulary of 13"),
         ([-1], PromptError, "token -1 is not in the vocabulary of 13"),
+        ([1, {"role": "user", "content": "ab"}], PromptError, "not a mixture"),
     ],
 )
 def test_a_prompt_that_cannot_be_run_is_refused_before_anything_runs(prompt, error, text):

@@ -39,10 +39,10 @@ def test_the_hottest_are_wanted_and_enter_when_they_are_read():
     assert members(pool) == [0, 1, 5], "the wanted ones, then the hottest residents, ties to the lower number"
 
 
-def test_hotness_fades_by_one_step_at_each_choice():
+def test_hotness_fades_by_one_step_at_a_time():
     pool = new_pool(1, 4, 1, 2)
     pool.observe(np.array([[[3]], [[3]]], dtype=np.int16))
-    pool.choose()
+    pool.fade()
     assert pool.hotness.tolist() == [[0, 0, 0, 2 * DECAY]]
 
 

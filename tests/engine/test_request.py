@@ -146,3 +146,8 @@ def test_times_and_json():
 def test_parameters_out_of_range_are_refused(settings, text):
     with pytest.raises(ConfigError, match=text):
         Generation(**settings)
+
+
+def test_a_stop_that_is_not_a_list_is_refused():
+    with pytest.raises(ConfigError, match=r"stop must be a list of strings; write \['END'\]"):
+        Generation(stop="END")

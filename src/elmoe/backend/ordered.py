@@ -80,13 +80,16 @@ def attention(query: Float32, keys: Float32, values: Float32, prefix: Int32, pat
     R, H, d = query.shape
     kv_heads = keys.shape[0]
     grouped = query.reshape(R, kv_heads, H // kv_heads, d)
-    longest = int(prefix.max())
-    step = max(1, CHUNK_ELEMENTS // (H * d * max(longest, 1)))
-    out = [
-        _attend(grouped[i : i + step], keys, values, prefix[i : i + step], path[i : i + step], longest)
-        for i in range(0, R, step)
-    ]
-    return np.concatenate(out).reshape(R, H, d)
+    out = np.empty_like(grouped)
+    # A path begins where its row's prefix ends, so rows with paths are computed together only for equal prefixes.
+    together = [prefix == length for length in np.unique(prefix)] if path.shape[1] else [np.ones(R, dtype=np.bool_)]
+    for member in together:
+        rows, longest = np.flatnonzero(member), int(prefix[member].max())
+        step = max(1, CHUNK_ELEMENTS // (H * d * max(longest, 1)))
+        for first in range(0, len(rows), step):
+            chunk = rows[first : first + step]
+            out[chunk] = _attend(grouped[chunk], keys, values, prefix[chunk], path[chunk], longest)
+    return out.reshape(R, H, d)
 
 
 def _attend(query: Float32, keys: Float32, values: Float32, prefix: Int32, path: Int32, longest: int) -> Float32:

@@ -65,7 +65,7 @@ class Rows:
     prefix: Int32
     """[R] committed cells that the row sees."""
     path: Int32
-    """[R, P] further cells in position order, padded with -1 at the end; rows with a path share their prefix."""
+    """[R, P] further cells in position order, padded with -1 at the end."""
     logits: Int32
     """[Q] rows whose logits are wanted."""
 

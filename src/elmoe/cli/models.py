@@ -39,19 +39,22 @@ def convert(
 def inspect(
     model: Model,
     fast_bytes: Annotated[str | None, typer.Option(help="Budget of the fast tier, for example 8GiB.")] = None,
-    context: Annotated[int, typer.Option(help="Tokens of context per sequence to plan for.")] = 1024,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens per sequence to plan for. Default: 1024, or the model's context.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Sequences to plan for.")] = 1,
     json: Json = False,
 ) -> None:
     """Show a model's shape, its bytes by part, and what a fast-memory budget holds; reads no weights."""
-    for name, value in (("context", context), ("batch", batch)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, not {value}")
     config = read_config(model)
     family = family_of(config)
     shape, sizes = family.shape(config), footprint(family.shape(config), family.program(config))
     if not shape.moe_layers:
         raise UnsupportedModelError(f"{model}: has no Mixture-of-Experts layer; elmoe runs MoE models only")
+    context = min(1024, shape.max_context) if context is None else context
+    for name, value in (("context", context), ("batch", batch)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}")
     if context > shape.max_context:
         raise ConfigError(f"context {context} is beyond the model's {shape.max_context}")
     needed = sizes.fast_bytes_needed(context * batch)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class EngineOptions:
     paper's 8 GB of fast memory hold of a 30B-class model."""
     fast_bytes: int | None = None
     """Budget of the fast tier instead: dense weights and KV come first, the pool gets the rest."""
-    hotness_decay: float = 0.9
+    hotness_decay: float = 0.8
     """Share of the expert hotness that survives a step; `bench/pool.py` measures what it is worth."""
     prefill_chunk: int = 256
     """Prompt tokens per prefill pass."""
@@ -178,6 +179,10 @@ class Engine:
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt. Raises PromptError if it is empty, too long, or holds unknown ids."""
         tokens = self._tokens_of(prompt)
+        self._check_tokens(tokens)
+        return tokens
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
         if not tokens:
             raise PromptError("the prompt is empty; give at least one token")
         longest = self.backend.shape.max_context - 1
@@ -187,10 +192,13 @@ class Engine:
         wrong = next((token for token in tokens if not 0 <= token < vocab), None)
         if wrong is not None:
             raise PromptError(f"token {wrong} is not in the vocabulary of {vocab}")
-        return tokens
 
     def submit(self, prompt: Sequence[int], generation: Generation | None = None) -> Request:
-        """Queue encoded prompt tokens; `step` works on it. Raises CapacityError if it can never fit the budget."""
+        """Queue encoded prompt tokens; `step` works on it.
+
+        Raises PromptError as `encode` does, CapacityError if the request can never fit the budget.
+        """
+        self._check_tokens(prompt)
         request = Request(self._requests, prompt, generation or Generation(), self.tokenizer, self._stop_tokens)
         request.limit_tokens(self.backend.shape.max_context - len(prompt))
         spec = self.speculation
@@ -206,21 +214,23 @@ class Engine:
         return request
 
     def cancel(self, request: Request) -> None:
-        """Drop a request; nothing happens if it has ended already."""
+        """End a request now, with finish reason `cancelled`; nothing happens if it has ended already."""
         if self._scheduler.cancel(request.number) is not None:
+            request.finish("cancelled")
             self.backend.release(request.number)
+            self.stats.acceptance.add(request.acceptance)
 
     def _tokens_of(self, prompt: Prompt) -> list[int]:
+        messages: list[Mapping[str, str]] = []
         if not isinstance(prompt, str):
-            tokens = [item for item in prompt if isinstance(item, int)]
-            if len(tokens) == len(prompt):
-                return tokens
+            messages = [item for item in prompt if isinstance(item, Mapping)]
+            if not messages:
+                return [int(item) for item in prompt if isinstance(item, Integral)]
+            if len(messages) < len(prompt):
+                raise PromptError("a prompt is a text, a list of token ids or a list of chat messages, not a mixture")
         if self.tokenizer is None:
             raise ConfigError("this engine has no tokenizer; give token ids")
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        messages = [item for item in prompt if not isinstance(item, int)]
-        return self.tokenizer.encode_chat(messages)
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.encode_chat(messages)
 
     # --- stepping ---
 
@@ -237,6 +247,7 @@ class Engine:
         self._decode([request for request in self._scheduler.running if request.prefill_left == 0])
         self.stats.prefill_seconds += prefilled - started
         self.stats.decode_seconds += time.perf_counter() - prefilled
+        self.pool.fade()
         self.steps += 1
         finished = self._scheduler.retire()
         for request in finished:
@@ -316,8 +327,8 @@ class Engine:
         speculative = rows.count > len(ready)
         wanted = self.pool.choose()
         result, seconds = self._forward(rows, None)
-        if not speculative:
-            self.pool.observe(result.experts)
+        plain = [request.number for request, nodes in zip(ready, verified, strict=True) if len(nodes) == 1]
+        self.pool.observe(result.experts[np.isin(rows.sequences, plain)])  # drafted ones were observed while drafting
         kept = np.zeros(rows.count, dtype=np.bool_)
         first = 0
         for request, tree, nodes in zip(ready, trees, verified, strict=True):

@@ -45,10 +45,12 @@ class ExpertPool:
             np.add.at(self.hotness[layer], experts[:, layer].ravel(), 1.0)
 
     def choose(self) -> Bool:
-        """The pool wanted after the coming target pass, bool [L, E]; hotness fades by one step."""
-        wanted = self._hottest(np.ones_like(self.resident))
+        """The pool wanted after the coming target pass, bool [L, E]."""
+        return self._hottest(np.ones_like(self.resident))
+
+    def fade(self) -> None:
+        """End an engine step: older decisions count less from here on."""
         self.hotness *= self.decay
-        return wanted
 
     def fill(self, wanted: Bool, read: Bool) -> None:
         """After a target pass that read the experts `read` [L, E]: wanted ones among them enter, the coldest leave.

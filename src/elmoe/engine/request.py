@@ -24,12 +24,14 @@ class Generation:
     max_tokens: int = 128
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
-    """Strings that end the text; they are not part of it."""
+    """Strings that end the text, at the first one that begins in it; they are not part of it."""
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if isinstance(self.stop, str):
+            raise ConfigError(f"stop must be a list of strings; write [{self.stop!r}]")
         if not all(self.stop):
             raise ConfigError("an empty stop string would end every text; remove it")
 
@@ -42,7 +44,7 @@ class Output:
     token_ids: list[int]
     """Generated tokens; a stop token is the last of them, though it is not in the text."""
     finish_reason: str
-    """`stop` (stop token or string) or `length` (max_tokens or the context's end)."""
+    """`stop` (stop token or string), `length` (max_tokens or the context's end) or `cancelled`."""
     acceptance: Acceptance
     prompt_tokens: int
     ttft_seconds: float
@@ -165,11 +167,10 @@ class Request:
         """Append text; cut it at a stop string."""
         searched = len(self._text)
         self._text += piece
-        for stop in self.generation.stop:
-            found = self._text.find(stop, max(0, searched - len(stop) + 1))
-            if found >= 0:
-                self._text = self._text[:found]
-                self.finish_reason = "stop"
+        places = [self._text.find(stop, max(0, searched - len(stop) + 1)) for stop in self.generation.stop]
+        if found := [place for place in places if place >= 0]:
+            self._text = self._text[: min(found)]
+            self.finish_reason = "stop"
 
     def _held_back(self) -> int:
         longest = max(map(len, self.generation.stop), default=0)

@@ -43,7 +43,8 @@ def linear(x_codes: Int8, x_scales: Float32, w_codes: Int8, w_scales: Float16) -
     """Y [M, N] float32 = x [M, K] times w [N, K] transposed; groups added in ascending order."""
     sums = group_sums(x_codes, w_codes)
     wide = w_scales.astype(np.float32)
-    y = np.zeros(sums.shape[1:], dtype=np.float32)
-    for g in range(sums.shape[0]):
-        y = y + sums[g].astype(np.float32) * (wide[None, :, g] * x_scales[:, g, None])
+    scaled = [sums[g].astype(np.float32) * (wide[None, :, g] * x_scales[:, g, None]) for g in range(len(sums))]
+    y: Float32 = scaled[0]
+    for term in scaled[1:]:
+        y = y + term
     return y

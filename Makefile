@@ -5,8 +5,7 @@ BIN := $(VENV)/bin
 VERIFY := .venv-verify
 # The reference backend's matrix products are tiny: more BLAS threads only get in each other's way.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-# Long checks read prompts from here: files of {"turns": [...]} lines. The packaged demo prompts by default.
-PROMPTS ?= src/elmoe/data/demo_prompts.jsonl
+# Long checks and benchmarks read prompts from here: .jsonl files of {"turns": [...]} or {"prompt": ...} lines.
 PROMPT_DIR ?= src/elmoe/data
 
 .PHONY: demo test bench verify lint format clean help
@@ -15,7 +14,7 @@ help:
 	@echo "make demo    the main job: AR and Elastic-SD answers on the embedded model, proved equal; report.html"
 	@echo "make test    the test suite (minutes, no PyTorch)"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   benchmarks, JSON in bench/results (PROMPTS=FILE.jsonl)"
+	@echo "make bench   benchmarks, JSON in bench/results (PROMPT_DIR=FOLDER)"
 	@echo "make verify  comparison with transformers, the 200-prompt proof, golden files (PROMPT_DIR=FOLDER)"
 
 demo: $(VENV)/.run
@@ -35,13 +34,15 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
-	$(ONE_THREAD) $(BIN)/python bench/elasticity.py --prompts $(PROMPTS)
-	$(ONE_THREAD) $(BIN)/python bench/speculation.py --prompts $(PROMPTS)
+	$(ONE_THREAD) $(BIN)/python bench/speculation.py --prompts $(PROMPT_DIR)
+	$(ONE_THREAD) $(BIN)/python bench/elasticity.py --prompts $(PROMPT_DIR)
+	$(ONE_THREAD) $(BIN)/python bench/pool.py --prompts $(PROMPT_DIR)
+	$(ONE_THREAD) $(BIN)/python bench/sampling_rule.py --prompts $(PROMPT_DIR)
 
 verify: $(VERIFY)/.verify
-	$(ONE_THREAD) $(VERIFY)/bin/python tests/verify/make_golden.py
-	$(ONE_THREAD) $(VERIFY)/bin/python -m pytest -m verify tests/verify
-	$(ONE_THREAD) $(VERIFY)/bin/python bench/lossless.py --prompts $(PROMPT_DIR)
+	cd tests && $(ONE_THREAD) ../$(VERIFY)/bin/python -m verify.make_golden
+	$(ONE_THREAD) $(VERIFY)/bin/python -m pytest -m verify
+	$(ONE_THREAD) $(VERIFY)/bin/python bench/lossless.py --prompts $(PROMPT_DIR) --name lossless_verify
 
 clean:
 	rm -rf $(VENV) $(VERIFY) build dist demo-output

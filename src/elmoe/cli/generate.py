@@ -63,7 +63,7 @@ def run(
         if len(texts) > 1:
             out.rule(text.splitlines()[0][:80] if text.strip() else "", align="left")
         typer.echo(output.text)
-    err.print(_summary(stats), highlight=False)
+    err.print(_summary(stats), highlight=False, soft_wrap=True)
 
 
 def trace(

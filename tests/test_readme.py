@@ -1,0 +1,39 @@
+"""The README's commands and its Python, run as they stand there, on the embedded model."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from elmoe.cli import main as cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^\.venv/bin/elmoe (.+?)(?:\s+#.*)?$", README, re.MULTILINE)
+CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, tiny):
+    monkeypatch.chdir(tmp_path)
+    Path("my.elmoe").symlink_to(tiny.path)
+    Path("prompts.jsonl").write_text('{"prompt": "Hi! How are you today?"}\n', encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands(command, workplace, capsys):
+    command = command.replace("PATH/TO/HF_FOLDER -o my.elmoe", f"{ROOT}/tests/golden/random_moe -o made.elmoe")
+    assert cli._exit_code(shlex.split(command)) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", CODE)
+def test_python(code, workplace, capsys):
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+def test_there_is_something_to_run():
+    assert len(COMMANDS) >= 5
+    assert CODE

@@ -12,6 +12,7 @@
     │   │   └── UnsupportedModelError   a healthy model that elmoe cannot run
     │   └── TraceError            a trace file is missing, broken or of another version
     ├── StorageError              the disk is full or an operating system call on a file failed (exit code 2)
+    │   └── BusyError             another process is writing the same thing; wait for it
     └── InternalError             a broken promise of ours (exit code 1): please report it
 """
 
@@ -56,6 +57,10 @@ class TraceError(InputError):
 
 class StorageError(ElmoeError):
     """The disk is full, or an operating system call on a file failed."""
+
+
+class BusyError(StorageError):
+    """Another process is writing the same thing; wait for it."""
 
 
 class InternalError(ElmoeError):

@@ -32,8 +32,9 @@ PLAIN = rows([0], [1])
         (None, None, 1000 + 3 * 60, 3 * 40),
         (POOL, DraftQuality(4), 600 + 2 * 60, 60),
         (None, DraftQuality(4), 600 + 3 * 60, 0),
-        (None, DraftQuality(8), 1000 + 3 * 100, 0),
-        (None, DraftQuality(6), 800 + 3 * 80, 0),
+        (None, DraftQuality(8), 1000 + 3 * 60, 3 * 40),  # the pool holds MSB planes alone
+        (None, DraftQuality(6), 800 + 3 * 60, 3 * 20),
+        (POOL, DraftQuality(6), 800 + 2 * 60, 2 * 20 + 80),
         (None, DraftQuality(2), 400 + 3 * 40, 0),
     ],
 )

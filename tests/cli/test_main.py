@@ -135,9 +135,9 @@ def test_demo_proves_and_reports(capsys, tmp_path):
         (["run", "tiny", "-p", ""], "the prompt is empty"),
         (["run", "tiny", "-p", "a " * 3000], "this model takes 2047 and one to answer"),
         (["run", "tiny", "-p", "Hi", "--max-tokens", 0], "max_tokens must be at least 1, not 0"),
-        (["run", "tiny", "-p", "Hi", "--width", -1], "width must be at least 1, not -1"),
-        (["run", "tiny", "-p", "Hi", "--depth", -1], "depth must be at least 0, not -1"),
-        (["run", "tiny", "-p", "Hi", "--verify", 0], "verify must be at least 1, not 0"),
+        (["run", "tiny", "-p", "Hi", "--width", -1], "width must be a whole number from 1 to 64, not -1"),
+        (["run", "tiny", "-p", "Hi", "--depth", -1], "depth must be a whole number from 0 to 64, not -1"),
+        (["run", "tiny", "-p", "Hi", "--verify", 0], "verify must be a whole number from 1 to 1024, not 0"),
         (["run", "tiny", "-p", "Hi", "--draft-bits", 1], "draft bits must be 2 to 7"),
         (["run", "tiny", "-p", "Hi", "--draft-experts", 5], "at most the model's 4, not 5"),
         (["run", "tiny", "-p", "Hi", "--pool-fraction", 1.5], "pool fraction must be in [0, 1], not 1.5"),
@@ -157,6 +157,10 @@ def test_demo_proves_and_reports(capsys, tmp_path):
         (["logits", "tiny", "--tokens", "1", "-o", "/nowhere/x.npy"], "cannot be written"),
         (["trace", "tiny", "-p", "Hi", "-o", "/nowhere/t.parquet"], "cannot be written"),
         (["convert", "/nowhere", "-o", "x.elmoe"], "/nowhere does not exist"),
+        (["logits", "tiny", "--tokens", "1", "-o", "/dev/null.npy/x.npy"], "cannot be written"),
+        (["trace", "tiny", "-p", "Hi", "-o", "/dev/null"], "/dev/null is not a regular file"),
+        (["trace", "tiny", "-p", "Hi", "-o", "t.parquet", "--limit", 0], "'--limit'"),
+        (["run", "tiny", "-p", "Hi", "--fast-bytes", "9" * 400], "is beyond any memory"),
         (["nonsense"], "No such command 'nonsense'"),
         (["run", "tiny", "--nonsense"], "No such option: --nonsense"),
     ],
@@ -177,6 +181,19 @@ def test_a_broken_checkpoint_is_named(capsys, tmp_path, tiny):
     code, _, err = call(capsys, "run", broken, "-p", "Hi", "--max-tokens", 40, "--ignore-eos")
     assert code == 2
     assert "is damaged (CRC-32 mismatch); remove the folder and convert" in err
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(capsys):
+    code, out, _ = call(capsys, "run", "tiny", "-p", "[/b] hi [red]", "-p", "x", "--max-tokens", 3)
+    assert code == 0
+    assert "> [/b] hi [red]\n" in out
+
+
+def test_a_link_stays_a_link(capsys, tmp_path):
+    (tmp_path / "link.npy").symlink_to(tmp_path / "file.npy")
+    document(capsys, "logits", "tiny", "--tokens", "1", "-o", tmp_path / "link.npy")
+    assert (tmp_path / "link.npy").is_symlink()
+    assert np.load(tmp_path / "file.npy").shape == (1, 8192)
 
 
 def test_a_fault_of_ours_is_exit_code_1(capsys, monkeypatch):

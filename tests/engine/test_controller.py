@@ -14,10 +14,13 @@ def test_depth_by_mode_and_batch(mode, depths):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"width": 0}, "speculation width must be at least 1, not 0"),
-        ({"depth": -1}, "speculation depth must be at least 0, not -1"),
-        ({"verify": 0}, "speculation verify must be at least 1, not 0"),
-        ({"tau": 0}, "speculation tau must be at least 1, not 0"),
+        ({"width": 0}, "speculation width must be a whole number from 1 to 64, not 0"),
+        ({"depth": -1}, "speculation depth must be a whole number from 0 to 64, not -1"),
+        ({"verify": 0}, "speculation verify must be a whole number from 1 to 1024, not 0"),
+        ({"tau": 0}, "speculation tau must be a whole number from 1 to 1024, not 0"),
+        ({"width": 10**9}, "speculation width must be a whole number from 1 to 64, not 1000000000"),
+        ({"depth": 2.0}, "speculation depth must be a whole number from 0 to 64, not 2.0"),
+        ({"mode": "sd"}, "speculation mode must be Mode.AR, Mode.SD or Mode.AUTO, not 'sd'"),
     ],
 )
 def test_impossible_speculation_is_refused(settings, text):

@@ -325,8 +325,8 @@ def test_a_request_that_can_never_fit_is_refused_and_leaves_nothing_behind():
     backend = MockBackend()
     engine = engine_over(backend, fast_bytes=DENSE + 2 * SLOT + 50 * KV, speculation=Speculation(Mode.AR, depth=0))
     text = (
-        "3 prompt and 100 new tokens need 2,280 bytes of fast memory (dense weights, KV and the smallest pool); "
-        "the budget is 1,740"
+        "3 prompt and 100 new tokens need 2,280 bytes of fast memory "
+        "(dense weights, KV of these tokens and of a draft tree, the smallest pool); the budget is 1,740"
     )
     with pytest.raises(CapacityError, match=re.escape(text)):
         engine.submit([1, 2, 3], Generation(100))
@@ -404,6 +404,11 @@ def test_a_backend_error_leaves_the_engine_usable(monkeypatch):
     assert engine.generate([[1, 2]], Generation(4))[0].token_ids == expected(backend, [1, 2], Generation(4))
 
 
+def test_a_single_prompt_must_be_put_into_a_list():
+    with pytest.raises(PromptError, match="put a single one into a list"):
+        engine_over(MockBackend()).generate("Hello")
+
+
 def test_numpy_integers_are_token_ids():
     backend = MockBackend()
     (output,) = engine_over(backend).generate([np.array([1, 2])], Generation(4))
@@ -451,6 +456,7 @@ def test_a_cancelled_request_says_so_and_its_tokens_are_counted():
         ([1, 13], PromptError, "token 13 is not in the vocabulary of 13"),
         ([-1], PromptError, "token -1 is not in the vocabulary of 13"),
         ([1, {"role": "user", "content": "ab"}], PromptError, "not a mixture"),
+        ([5, "a", 7.0], PromptError, "not a mixture"),
     ],
 )
 def test_a_prompt_that_cannot_be_run_is_refused_before_anything_runs(prompt, error, text):

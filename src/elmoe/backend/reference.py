@@ -1,7 +1,7 @@
 """The oracle: every backend equals this one, exactly in integers and within a stated tolerance in floats.
 
-NumPy only. Weights are decoded to FP32-held integer codes at first use (5 bytes of memory per weight and quality),
-so it is meant for small models. INT8 products are summed by FP32 matrix products over groups of 32, which is exact
+NumPy only. Weights are decoded to FP32-held integer codes at first use (4 bytes of memory per weight and quality), so
+it is meant for small models. INT8 products are summed by FP32 matrix products over groups of 32, which is exact
 (|sum| <= 32 * 127**2 < 2**24) in whatever order BLAS takes; everything else is in the fixed order of
 `backend/ordered.py`. `quant/arithmetic.py` defines the same product in integers.
 
@@ -31,6 +31,9 @@ from elmoe.quant.bitnested import GROUP, Float32
 PRODUCT_ELEMENTS = 1 << 22
 """Group sums held at once by a matrix product: 16 MB, whatever the vocabulary and the number of rows."""
 
+ROPE_BLOCK = 4096
+"""Positions whose rotary angles are computed together."""
+
 FP16_MAX = np.float32(65504.0)
 
 
@@ -55,8 +58,7 @@ class ReferenceBackend:
         self.activations = activations
         self._weights = DecodedWeights(checkpoint, activations)
         self._kv: dict[int, KvCache] = {}
-        rope = self.program.layers[0].attention.rope
-        self._cos, self._sin = _rope_tables(rope, self.shape.max_context)
+        self._rope_blocks: dict[tuple[Rope, int], tuple[Float32, Float32]] = {}
 
     # --- KV cache -------------------------------------------------------------------------------------------------
 
@@ -126,8 +128,8 @@ class ReferenceBackend:
             query = self._norm(query, spec.query_norm)
         if spec.key_norm is not None:
             key = self._norm(key, spec.key_norm)
-        query = self._rotate(query, rows.positions) * np.float32(d**-0.5)
-        key = self._rotate(key, rows.positions)
+        query = self._rotate(query, rows.positions, spec.rope) * np.float32(d**-0.5)
+        key = self._rotate(key, rows.positions, spec.rope)
         mixed = np.empty((R, heads, d), dtype=np.float32)
         for sequence, first, last in _runs(rows.sequences):
             cache = self._kv[sequence]
@@ -143,9 +145,15 @@ class ReferenceBackend:
             )
         return self._linear(mixed.reshape(R, heads * d), spec.out, quality)
 
-    def _rotate(self, x: Float32, positions: Int32) -> Float32:
+    def _rotate(self, x: Float32, positions: Int32, rope: Rope) -> Float32:
         half = x.shape[-1] // 2
-        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]  # [R, 1, d/2]
+        cos, sin = np.empty((2, len(x), 1, half), dtype=np.float32)  # [R, 1, d/2]
+        for block in np.unique(positions // ROPE_BLOCK):
+            mine = positions // ROPE_BLOCK == block
+            if (rope, block) not in self._rope_blocks:
+                self._rope_blocks[rope, block] = _rope_block(rope, int(block) * ROPE_BLOCK)
+            for values, table in zip((cos, sin), self._rope_blocks[rope, block], strict=True):
+                values[mine, 0] = table[positions[mine] % ROPE_BLOCK]
         first, second = x[..., :half], x[..., half:]
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
@@ -233,11 +241,12 @@ def _runs(sequences: Int32) -> Iterator[tuple[int, int, int]]:
         yield int(sequences[first]), first, last
 
 
-def _rope_tables(rope: Rope, positions: int) -> tuple[Float32, Float32]:
-    """Cos and sin [positions, d/2]. Angles are FP32 products, as in transformers; the table has one size for ever,
-    because a vectorised cosine need not give the same bits for another array length.
+def _rope_block(rope: Rope, first: int) -> tuple[Float32, Float32]:
+    """Cos and sin [ROPE_BLOCK, d/2] of the positions from `first` on. Angles are FP32 products, as in transformers.
+
+    Always a block of one size: a vectorised cosine need not give the same bits for another array length.
     """
     exponents = np.arange(0, rope.head_dim, 2, dtype=np.float64) / rope.head_dim
     frequencies = (1.0 / rope.theta**exponents).astype(np.float32)
-    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
+    angles = np.arange(first, first + ROPE_BLOCK, dtype=np.float32)[:, None] * frequencies
     return np.cos(angles), np.sin(angles)

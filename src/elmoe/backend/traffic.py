@@ -13,7 +13,7 @@ def count_traffic(sizes: Footprint, rows: Rows, read: Bool, pool: Bool | None, d
     """Account a pass that read each expert of `read` [L, E] once and all dense weights once.
 
     Dense weights and KV lie in the fast tier, and so do the MSB records of `pool` [L, E] (None: of all experts).
-    A draft reads MSB planes, scaled to its width when that is not the stored one; a target reads both.
+    A draft reads as many bits as it is wide, those below the stored MSB planes from the slow tier; a target reads all.
     Source: placement order of the paper, "Elastic-SD, one serving step".
     """
     pooled = read if pool is None else read & pool
@@ -25,7 +25,8 @@ def count_traffic(sizes: Footprint, rows: Rows, read: Bool, pool: Bool | None, d
         extra = (draft.bits - STORED_DRAFT_BITS) / STORED_DRAFT_BITS  # LSB planes are 4 bits per weight throughout
         dense = sizes.dense_msb + (sizes.dense - sizes.dense_msb) * extra
         expert = sizes.expert_msb + sizes.expert_lsb * extra
-        fast, slow = round(dense + inside * expert), round(outside * expert)
+        kept = min(expert, sizes.expert_msb)  # the pool holds MSB planes: a wider draft fetches the bits below them
+        fast, slow = round(dense + inside * kept), round(inside * (expert - kept) + outside * expert)
     return Traffic(fast_bytes=fast, slow_bytes=slow, kv_bytes=_cells_seen(rows) * sizes.kv_per_token)
 
 

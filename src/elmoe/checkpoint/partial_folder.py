@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from elmoe.errors import ConfigError, StorageError
+from elmoe.errors import BusyError, ConfigError, StorageError
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def _lock(partial: Path, destination: Path) -> int:
                 return descriptor
         except BlockingIOError:
             os.close(descriptor)
-            raise StorageError(
+            raise BusyError(
                 f"{destination} is being written by another conversion; wait for it or choose another destination"
             ) from None
         except OSError as error:  # NFS and the like

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from elmoe.checkpoint.convert import Progress, convert
 from elmoe.checkpoint.json_file import read_json_object
 from elmoe.checkpoint.manifest import MANIFEST_FILE, VERSION
 from elmoe.checkpoint.supported import refuse_gguf
-from elmoe.errors import CheckpointError, ConfigError, StorageError
+from elmoe.errors import BusyError, CheckpointError, ConfigError, StorageError
 
 BUILT_IN = ("tiny",)
 CONFIG_FILE = "config.json"
@@ -24,6 +25,10 @@ WHAT_A_MODEL_IS = (
     "MODEL is an .elmoe folder, a Hugging Face folder (config.json and safetensors), "
     f"or a built-in name: {', '.join(BUILT_IN)}"
 )
+
+
+POLL_SECONDS = 0.2
+"""Between looks at a conversion that another process is making."""
 
 
 def resolve(model: str, progress: Progress | None = None) -> Path:
@@ -90,8 +95,13 @@ def _convert_into_cache(folder: Path, cached: Path, progress: Progress | None) -
         raise StorageError(
             f"{cached.parent} cannot be created ({error.strerror}); set ELMOE_CACHE to a folder that can be written"
         ) from error
-    try:
-        convert(folder, cached, progress)
-    except ConfigError:
-        if not cached.exists():  # else: another process converted the same model in the meantime
-            raise
+    while True:
+        try:
+            convert(folder, cached, progress)
+            return
+        except ConfigError:
+            if not cached.exists():  # else: another process converted the same model in the meantime
+                raise
+            return
+        except BusyError:
+            time.sleep(POLL_SECONDS)

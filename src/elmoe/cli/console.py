@@ -26,12 +26,28 @@ Model = Annotated[
     str, typer.Argument(help="A built-in name (tiny), an .elmoe folder, or a Hugging Face folder.", show_default=False)
 ]
 
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+
+def say(text: str, console: Console = out) -> None:
+    """Print text as it is: no markup, no colours of rich's own, no line breaks of its own."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
 
 def emit_json(document: Mapping[str, Any]) -> None:
     """The one document of `--json`. NaN is not JSON: it would be a bug, and raises."""
-    print(json.dumps(document, allow_nan=False, ensure_ascii=False))
+    print(json.dumps(document, allow_nan=False, ensure_ascii=True))
 
 
 def parse_bytes(text: str | None) -> int | None:
@@ -41,6 +57,8 @@ def parse_bytes(text: str | None) -> int | None:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in UNITS:
         raise ConfigError(f"cannot read {text!r} as a number of bytes; write for example 8GiB, 512MB or 1000000")
+    if len(match[1]) > MAX_DIGITS:
+        raise ConfigError(f"{match[1][:MAX_DIGITS]}... is beyond any memory")
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 
@@ -73,6 +91,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     return made
 
 
+MAX_DIGITS = 30
+
+
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error that appears with the first call of the yielded (done, total) function."""
@@ -82,7 +103,7 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=err, transient=True)
+    bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
     task: TaskID | None = None
 
     def update(done: int, total: int) -> None:

@@ -14,7 +14,7 @@ import typer
 
 from elmoe.checkpoint.text import Detokenizer
 from elmoe.cli import options as opt
-from elmoe.cli.console import Json, emit_json, err, human_bytes, out, progress_bar, table
+from elmoe.cli.console import Json, emit_json, err, human_bytes, out, progress_bar, say, table
 from elmoe.cli.prompts import as_asked, read_jsonl
 from elmoe.engine.controller import Mode, Speculation
 from elmoe.engine.engine import Engine, EngineOptions, Prompt
@@ -61,17 +61,18 @@ def demo(
     json: Json = False,
 ) -> None:
     """Answer prompts with the embedded model, plainly and with Elastic-SD; prove them equal; write a report."""
+    greedy = Generation(max_tokens=max_tokens)
+    sampled = Generation(max_tokens=max_tokens, sampling=Sampling(temperature=0.8, top_p=0.95, seed=7))
+    texts = read_jsonl(Path(str(files("elmoe") / "data" / "demo_prompts.jsonl")))
+    engine = opt.open_engine("tiny", EngineOptions(pool_fraction=0.5, speculation=ELASTIC))
+    prompts = as_asked(engine, texts, None)
+    plain, elastic = _race(engine, prompts, greedy)
+    lossless = plain.token_ids == elastic.token_ids and _same_when_sampled(engine, prompts, sampled)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be made: {error.strerror}; choose another with --out") from error
-    texts = read_jsonl(Path(str(files("elmoe") / "data" / "demo_prompts.jsonl")))
-    engine = opt.open_engine("tiny", EngineOptions(pool_fraction=0.5, speculation=ELASTIC))
-    prompts = as_asked(engine, texts, None)
-    plain, elastic = _race(engine, prompts, Generation(max_tokens=max_tokens))
-    sampled = Generation(max_tokens=max_tokens, sampling=Sampling(temperature=0.8, top_p=0.95, seed=7))
-    lossless = plain.token_ids == elastic.token_ids and _same_when_sampled(engine, prompts, sampled)
-    trace = _traced(engine, prompts, Generation(max_tokens=max_tokens), folder / "trace.parquet", elastic)
+    trace = _traced(engine, prompts, greedy, folder / "trace.parquet", elastic)
     report = folder / "report.html"
     write_demo_page(report, _page(engine, texts, plain, elastic, lossless, trace))
     if json:
@@ -154,7 +155,7 @@ def _document(plain: Arm, elastic: Arm, lossless: bool, report: Path, trace: Pat
 
 def _show(texts: list[str], plain: Arm, elastic: Arm, lossless: bool, report: Path) -> None:
     for text, output in list(zip(texts, elastic.outputs, strict=True))[:3]:
-        typer.echo(f"> {text}\n{output.text}\n")
+        say(f"> {text}\n{output.text}\n")
     arms = (plain, elastic)
     rows: list[tuple[object, ...]] = [
         ("tokens written", *(arm.stats["emitted"] for arm in arms)),
@@ -167,5 +168,5 @@ def _show(texts: list[str], plain: Arm, elastic: Arm, lossless: bool, report: Pa
     title = f"{len(texts)} prompts in one batch"
     out.print(table(title, ("", "plain", "Elastic-SD"), rows))
     verdict = "identical tokens, greedy and sampled" if lossless else "DIFFERENT TOKENS"
-    out.print(f"lossless: {verdict}\nreport: {report}", highlight=False)
-    err.print("The reference backend checks arithmetic; it is not built for speed.", highlight=False)
+    say(f"lossless: {verdict}\nreport: {report}")
+    say("The reference backend checks arithmetic; it is not built for speed.", err)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from elmoe.cli import options as opt
-from elmoe.cli.console import Json, Model, emit_json, err, out, progress_bar, table
+from elmoe.cli.console import Json, Model, emit_json, err, out, progress_bar, say, table
 from elmoe.cli.prompts import as_asked, gather
 from elmoe.engine.controller import Mode, Speculation
 from elmoe.engine.elasticity import POOL_FRACTIONS, Agreement, PoolChoice, full_grid, measure
@@ -20,7 +20,7 @@ def elasticity(
     model: Model,
     prompts: opt.PromptFile = None,
     prompt: opt.Texts = None,
-    limit: Annotated[int, typer.Option(help="Only the first prompts.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Only the first prompts.")] = 20,
     max_tokens: opt.MaxTokens = 64,
     chat: opt.Chat = None,
     json: Json = False,
@@ -32,7 +32,7 @@ def elasticity(
     outputs = engine.generate(asked, Generation(max_tokens=max_tokens))
     encoded = [engine.encode(prompt) for prompt in asked]
     sequences = [(ids + output.token_ids, len(ids)) for ids, output in zip(encoded, outputs, strict=True)]
-    err.print(f"{len(sequences)} sequences, the target's own greedy answers of up to {max_tokens} tokens")
+    say(f"{len(sequences)} sequences, the target's own greedy answers of up to {max_tokens} tokens", err)
     with progress_bar("measuring drafts") as progress:
         grid = measure(engine.backend, sequences, full_grid(), progress)
     if json:

@@ -14,13 +14,13 @@ from elmoe.backend.reference import ReferenceBackend
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.resolve import resolve
 from elmoe.cli import options as opt
-from elmoe.cli.console import Json, Model, emit_json, err, human_bytes, out, parse_integers, progress_bar
+from elmoe.cli.console import Json, Model, emit_json, err, human_bytes, parse_integers, progress_bar, say
 from elmoe.cli.prompts import as_asked, gather
 from elmoe.engine.controller import Mode
 from elmoe.engine.elasticity import Teacher
 from elmoe.engine.request import Generation
 from elmoe.errors import ConfigError, PromptError
-from elmoe.trace.atomic import atomic_file
+from elmoe.trace.atomic import atomic_file, storage_errors
 
 
 def run(
@@ -61,9 +61,9 @@ def run(
         return
     for text, output in zip(texts, outputs, strict=True):
         if len(texts) > 1:
-            out.rule(text.splitlines()[0][:80] if text.strip() else "", align="left")
-        typer.echo(output.text)
-    err.print(_summary(stats), highlight=False, soft_wrap=True)
+            say(f"> {text}")
+        say(output.text)
+    say(_summary(stats), err)
 
 
 def trace(
@@ -71,7 +71,7 @@ def trace(
     output: Annotated[Path, typer.Option("-o", "--output", help="The Parquet file to write.", show_default=False)],
     prompts: opt.PromptFile = None,
     prompt: opt.Texts = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first prompts.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
     max_tokens: opt.MaxTokens = 64,
     temperature: opt.Temperature = 0.0,
     seed: opt.Seed = 0,
@@ -106,7 +106,7 @@ def trace(
     if json:
         emit_json(document)
     else:
-        out.print(f"{output}: {engine.steps} steps, {stats['emitted']} tokens, {human_bytes(output.stat().st_size)}")
+        say(f"{output}: {engine.steps} steps, {stats['emitted']} tokens, {human_bytes(output.stat().st_size)}")
 
 
 def logits(
@@ -135,12 +135,12 @@ def logits(
         raise ConfigError(f"{output}: logits are written in NumPy's format; name a .npy file")
     teacher = Teacher(ReferenceBackend(checkpoint, activations), ids)
     made = teacher.draft_logits(0, len(ids), quality, None) if draft else teacher.logits
-    with atomic_file(output) as file:
+    with atomic_file(output) as file, storage_errors(output):
         np.save(file, made)
     if json:
         emit_json({"logits": str(output), "shape": list(made.shape), "draft": draft})
     else:
-        out.print(f"{output}: float32 {list(made.shape)}")
+        say(f"{output}: float32 {list(made.shape)}")
 
 
 def _summary(stats: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ Exit code 0 on success, 2 for bad input (one line on standard error), 1 for a fa
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from typing import Annotated
@@ -13,12 +12,14 @@ from typing import Annotated
 import typer
 
 from elmoe import __version__
-from elmoe.cli.console import err
+from elmoe.cli.console import err, say
 from elmoe.cli.demo import demo
 from elmoe.cli.elasticity import elasticity
 from elmoe.cli.generate import logits, run, trace
 from elmoe.cli.models import convert, inspect
 from elmoe.errors import ElmoeError
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="elmoe",
@@ -51,16 +52,20 @@ def main() -> None:
 def _exit_code(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
-        return int(command.main(args=arguments, prog_name="elmoe", standalone_mode=False) or 0)
+        code = int(command.main(args=arguments, prog_name="elmoe", standalone_mode=False) or 0)
+        sys.stdout.flush()
+        if code == INTERRUPTED:
+            _say("interrupted")
+        return code
     except ElmoeError as error:
         _say(f"error: {error}")
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `elmoe ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return INTERRUPTED
+    except OSError as error:  # standard output is full, a folder vanished: not the input's fault, but no bug either
+        _say(f"error: {error}")
+        return 2
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # an unknown or malformed option
             _say(f"error: {error.format_message()}")
@@ -71,4 +76,4 @@ def _exit_code(arguments: list[str]) -> int:
 
 
 def _say(message: str) -> None:
-    err.print(" ".join(message.split()), markup=False, highlight=False, soft_wrap=True)
+    say(" ".join(message.split()), err)

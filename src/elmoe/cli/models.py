@@ -9,7 +9,7 @@ import typer
 
 from elmoe.checkpoint.convert import convert as convert_checkpoint
 from elmoe.checkpoint.resolve import read_config
-from elmoe.cli.console import Json, Model, emit_json, human_bytes, out, parse_bytes, progress_bar, table
+from elmoe.cli.console import Json, Model, emit_json, human_bytes, out, parse_bytes, progress_bar, say, table
 from elmoe.errors import ConfigError, UnsupportedModelError
 from elmoe.models.footprint import footprint
 from elmoe.models.registry import family_of
@@ -33,7 +33,7 @@ def convert(
     if json:
         emit_json(document)
     else:
-        out.print(f"{destination}: {report.tensors} tensors, {human_bytes(report.bytes)}, {report.seconds:.1f} s")
+        say(f"{destination}: {report.tensors} tensors, {human_bytes(report.bytes)}, {report.seconds:.1f} s")
 
 
 def inspect(
@@ -99,4 +99,4 @@ def inspect(
     out.print(table(title, ("part", "bytes"), rows))
     if budget is not None:
         verdict = f"holds {slots} of {shape.experts} experts per layer" if budget >= needed else "is too small"
-        out.print(f"a fast tier of {human_bytes(budget)} {verdict}")
+        say(f"a fast tier of {human_bytes(budget)} {verdict}")

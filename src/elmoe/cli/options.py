@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from elmoe.backend.protocol import DraftQuality
-from elmoe.cli.console import err, parse_bytes, progress_bar
+from elmoe.cli.console import err, parse_bytes, progress_bar, say
 from elmoe.engine.controller import Mode, Speculation
 from elmoe.engine.engine import Engine, EngineOptions
 from elmoe.engine.sampler import Sampling
@@ -81,7 +81,7 @@ def _announced(model: str, progress: Callable[[int, int], None]) -> Callable[[in
     def update(done: int, total: int) -> None:
         nonlocal said
         if not said:
-            err.print(f"converting {model} once; later runs use the cache")
+            say(f"converting {model} once; later runs use the cache", err)
             said = True
         progress(done, total)
 

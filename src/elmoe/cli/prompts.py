@@ -25,9 +25,11 @@ def read_jsonl(file: Path) -> list[str]:
     Raises PromptError naming file and line.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{file}: cannot be read as UTF-8 text: {error}") from error
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise PromptError(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{file}: is not UTF-8 text: {error}") from error
     prompts = [_prompt_of(line, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
         raise PromptError(f'{file}: holds no prompt; write one JSON object per line, for example {{"prompt": "Hi"}}')
@@ -37,7 +39,7 @@ def read_jsonl(file: Path) -> list[str]:
 def _prompt_of(line: str, where: str) -> str:
     try:
         value: Any = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise PromptError(f"{where}: not JSON: {error}") from error
     turns = value.get("turns") if isinstance(value, dict) else None
     text = turns[0] if isinstance(turns, list) and turns else value.get("prompt") if isinstance(value, dict) else None

@@ -23,6 +23,10 @@ class Mode(Enum):
     """The controller decides."""
 
 
+LIMITS = {"width": (1, 64), "depth": (0, 64), "verify": (1, 1024), "tau": (1, 1024)}
+"""Beyond these a tree costs more than any acceptance gives back; they also bound the scratch cells of a sequence."""
+
+
 @dataclass(frozen=True)
 class Speculation:
     """Settings of Elastic-SD."""
@@ -39,9 +43,12 @@ class Speculation:
     """With Mode.AUTO: the smallest batch that speculates."""
 
     def __post_init__(self) -> None:
-        for name, least in (("width", 1), ("depth", 0), ("verify", 1), ("tau", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"speculation {name} must be at least {least}, not {getattr(self, name)}")
+        if not isinstance(self.mode, Mode):
+            raise ConfigError(f"speculation mode must be Mode.AR, Mode.SD or Mode.AUTO, not {self.mode!r}")
+        for name, (least, most) in LIMITS.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not least <= value <= most:
+                raise ConfigError(f"speculation {name} must be a whole number from {least} to {most}, not {value}")
 
     def depth_for(self, batch: int) -> int:
         """Draft levels for a step over `batch` sequences; 0 is plain decoding."""

@@ -21,7 +21,7 @@ from elmoe.backend.select import open_backend
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.resolve import resolve
 from elmoe.checkpoint.text import Tokenizer, stop_ids
-from elmoe.engine.controller import Speculation
+from elmoe.engine.controller import Mode, Speculation
 from elmoe.engine.draft import DraftTree
 from elmoe.engine.expert_pool import ExpertPool
 from elmoe.engine.kv_cache import RowBuilder, SequenceCache, deepest_tree, scratch_cells
@@ -148,6 +148,8 @@ class Engine:
         generation: one for all, or one per prompt. Raises PromptError for a prompt that is empty or too long; then
         nothing has been generated.
         """
+        if isinstance(prompts, (str, bytes, Mapping)):
+            raise PromptError("generate takes a list of prompts; put a single one into a list")
         each = [generation or Generation()] * len(prompts) if not isinstance(generation, Sequence) else generation
         if len(each) != len(prompts):
             raise ConfigError(f"{len(prompts)} prompts but {len(each)} generation settings")
@@ -183,7 +185,7 @@ class Engine:
         return tokens
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
-        if not tokens:
+        if not len(tokens):
             raise PromptError("the prompt is empty; give at least one token")
         longest = self.backend.shape.max_context - 1
         if len(tokens) > longest:
@@ -201,17 +203,23 @@ class Engine:
         self._check_tokens(prompt)
         request = Request(self._requests, prompt, generation or Generation(), self.tokenizer, self._stop_tokens)
         request.limit_tokens(self.backend.shape.max_context - len(prompt))
-        spec = self.speculation
-        cells = len(prompt) + request.remaining + scratch_cells(spec.width, spec.depth, spec.verify)
+        cells = len(prompt) + request.remaining + self._scratch(request.remaining)
         if self._slots(cells) < self._least_slots:
             needed = self.backend.footprint.fast_bytes_needed(cells)
             raise CapacityError(
                 f"{len(prompt)} prompt and {request.remaining} new tokens need {needed:,} bytes of fast memory "
-                f"(dense weights, KV and the smallest pool); the budget is {self.options.fast_bytes:,}"
+                f"(dense weights, KV of these tokens and of a draft tree, the smallest pool); "
+                f"the budget is {self.options.fast_bytes:,}"
             )
         self._requests += 1
         self._scheduler.submit(request, cells)
         return request
+
+    def _scratch(self, remaining: int) -> int:
+        """KV cells above the committed ones for a request that may still write `remaining` tokens."""
+        spec = self.speculation
+        depth = 0 if spec.mode is Mode.AR else min(spec.depth, remaining - 1)
+        return scratch_cells(spec.width, depth, spec.verify)
 
     def cancel(self, request: Request) -> None:
         """End a request now, with finish reason `cancelled`; nothing happens if it has ended already."""
@@ -224,8 +232,9 @@ class Engine:
         messages: list[Mapping[str, str]] = []
         if not isinstance(prompt, str):
             messages = [item for item in prompt if isinstance(item, Mapping)]
-            if not messages:
-                return [int(item) for item in prompt if isinstance(item, Integral)]
+            tokens = [int(item) for item in prompt if isinstance(item, Integral)]
+            if len(tokens) == len(prompt):
+                return tokens
             if len(messages) < len(prompt):
                 raise PromptError("a prompt is a text, a list of token ids or a list of chat messages, not a mixture")
         if self.tokenizer is None:

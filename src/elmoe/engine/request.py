@@ -28,7 +28,7 @@ class Generation:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
+        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1, not {self.max_tokens}")
         if isinstance(self.stop, str):
             raise ConfigError(f"stop must be a list of strings; write [{self.stop!r}]")

@@ -74,6 +74,11 @@ class ModelShape:
         return asdict(self)
 
 
+LARGEST_SIZE = 1 << 30
+LARGEST = {"num_hidden_layers": 1 << 12, "num_experts": 1 << 15, "num_local_experts": 1 << 15}
+"""Sanity bounds of ``config.json``: what would exhaust memory before the first weight is read."""
+
+
 class Config:
     """A ``config.json`` read field by field, so that a missing or odd one is named in the error."""
 
@@ -87,6 +92,8 @@ class Config:
             value = default
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UnsupportedModelError(f"{self.source}: {name} must be a positive integer, not {value!r}")
+        if value > LARGEST.get(name, LARGEST_SIZE):
+            raise UnsupportedModelError(f"{self.source}: {name} = {value} is beyond any model; the file is damaged")
         return value
 
     def number(self, name: str, default: float) -> float:

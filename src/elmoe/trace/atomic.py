@@ -22,8 +22,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Until then the destination is as it was, even if the process is killed. Raises StorageError when the operating
     system refuses; errors of the block itself pass through.
     """
+    path = path.resolve()  # the file that a link points to is replaced, not the link
     if path.is_dir():
         raise StorageError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path} is not a regular file; give the name of a file")
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with storage_errors(path):
         file = partial.open("xb")

@@ -86,12 +86,6 @@ class Traffic:
     kv_bytes: int = 0
     """Keys and values read."""
 
-    def add(self, other: Traffic) -> None:
-        """Accumulate."""
-        self.fast_bytes += other.fast_bytes
-        self.slow_bytes += other.slow_bytes
-        self.kv_bytes += other.kv_bytes
-
 
 @dataclass(frozen=True)
 class ForwardResult:

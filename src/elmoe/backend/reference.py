@@ -58,7 +58,8 @@ class ReferenceBackend:
         self.activations = activations
         self._weights = DecodedWeights(checkpoint, activations)
         self._kv: dict[int, KvCache] = {}
-        self._rope_blocks: dict[tuple[Rope, int], tuple[Float32, Float32]] = {}
+        self._rope_blocks: dict[tuple[Rope, int], Float32] = {}
+        self._ropes = {layer.attention.rope for layer in self.program.layers}
 
     # --- KV cache -------------------------------------------------------------------------------------------------
 
@@ -87,11 +88,13 @@ class ReferenceBackend:
         quality = draft or TARGET
         # A lookup reads one row, not the matrix: the draft uses the same embedding as the target.
         x = self._embed(rows.tokens)
+        angles = {rope: self._angles(rope, rows.positions) for rope in self._ropes}
         blocks = self.program.moe_blocks
         chosen: list[npt.NDArray[np.int16]] = []
         read = np.zeros((len(blocks), self.shape.experts), dtype=np.bool_)
         for index, layer in enumerate(self.program.layers):
-            x = x + self._attention(index, layer.attention, self._norm(x, layer.attention_norm), rows, quality)
+            spec = layer.attention
+            x = x + self._attention(index, spec, self._norm(x, layer.attention_norm), rows, quality, angles[spec.rope])
             hidden = self._norm(x, layer.ffn_norm)
             if isinstance(layer.ffn, MixtureOfExperts):
                 allowed = pool[layer.ffn.layer] if pool is not None and draft is not None else None
@@ -119,7 +122,13 @@ class ReferenceBackend:
         return ordered.rms_norm(x, self._weights.vector(norm.name), norm.eps)
 
     def _attention(
-        self, layer: int, spec: GroupedQueryAttention, x: Float32, rows: Rows, quality: DraftQuality
+        self,
+        layer: int,
+        spec: GroupedQueryAttention,
+        x: Float32,
+        rows: Rows,
+        quality: DraftQuality,
+        angles: Float32,
     ) -> Float32:
         R, d, heads, kv_heads = rows.count, spec.head_dim, spec.heads, spec.kv_heads
         qkv = self._linear(x, spec.qkv, quality).reshape(R, heads + 2 * kv_heads, d)
@@ -128,8 +137,8 @@ class ReferenceBackend:
             query = self._norm(query, spec.query_norm)
         if spec.key_norm is not None:
             key = self._norm(key, spec.key_norm)
-        query = self._rotate(query, rows.positions, spec.rope) * np.float32(d**-0.5)
-        key = self._rotate(key, rows.positions, spec.rope)
+        query = _rotate(query, angles) * np.float32(d**-0.5)
+        key = _rotate(key, angles)
         mixed = np.empty((R, heads, d), dtype=np.float32)
         for sequence, first, last in _runs(rows.sequences):
             cache = self._kv[sequence]
@@ -145,17 +154,15 @@ class ReferenceBackend:
             )
         return self._linear(mixed.reshape(R, heads * d), spec.out, quality)
 
-    def _rotate(self, x: Float32, positions: Int32, rope: Rope) -> Float32:
-        half = x.shape[-1] // 2
-        cos, sin = np.empty((2, len(x), 1, half), dtype=np.float32)  # [R, 1, d/2]
+    def _angles(self, rope: Rope, positions: Int32) -> Float32:
+        """Cos and sin [2, R, 1, d/2] of the rows' positions, the same for all layers of a pass."""
+        angles = np.empty((2, len(positions), 1, rope.head_dim // 2), dtype=np.float32)
         for block in np.unique(positions // ROPE_BLOCK):
             mine = positions // ROPE_BLOCK == block
             if (rope, block) not in self._rope_blocks:
                 self._rope_blocks[rope, block] = _rope_block(rope, int(block) * ROPE_BLOCK)
-            for values, table in zip((cos, sin), self._rope_blocks[rope, block], strict=True):
-                values[mine, 0] = table[positions[mine] % ROPE_BLOCK]
-        first, second = x[..., :half], x[..., half:]
-        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+            angles[:, mine, 0] = self._rope_blocks[rope, block][:, positions[mine] % ROPE_BLOCK]
+        return angles
 
     def _stored(self, x: Float32) -> Float32:
         """What the KV cache keeps of keys or values: FP16, saturating."""
@@ -241,12 +248,20 @@ def _runs(sequences: Int32) -> Iterator[tuple[int, int, int]]:
         yield int(sequences[first]), first, last
 
 
-def _rope_block(rope: Rope, first: int) -> tuple[Float32, Float32]:
-    """Cos and sin [ROPE_BLOCK, d/2] of the positions from `first` on. Angles are FP32 products, as in transformers.
+def _rotate(x: Float32, angles: Float32) -> Float32:
+    """Rotate the halves of each head: x [R, H, d], angles [2, R, 1, d/2]."""
+    cos, sin = angles
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _rope_block(rope: Rope, first: int) -> Float32:
+    """Cos and sin [2, ROPE_BLOCK, d/2] of the positions from `first` on. Angles are FP32 products, as in transformers.
 
     Always a block of one size: a vectorised cosine need not give the same bits for another array length.
     """
     exponents = np.arange(0, rope.head_dim, 2, dtype=np.float64) / rope.head_dim
     frequencies = (1.0 / rope.theta**exponents).astype(np.float32)
     angles = np.arange(first, first + ROPE_BLOCK, dtype=np.float32)[:, None] * frequencies
-    return np.cos(angles), np.sin(angles)
+    return np.stack([np.cos(angles), np.sin(angles)])

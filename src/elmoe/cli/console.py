@@ -38,6 +38,7 @@ UNITS = {
     "gib": 2**30,
     "tib": 2**40,
 }
+MAX_DIGITS = 30
 
 
 def say(text: str, console: Console = out) -> None:
@@ -89,9 +90,6 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     return made
-
-
-MAX_DIGITS = 30
 
 
 @contextmanager

@@ -9,10 +9,10 @@ import typer
 
 from elmoe.checkpoint.convert import convert as convert_checkpoint
 from elmoe.checkpoint.resolve import read_config
+from elmoe.checkpoint.supported import supported_model
 from elmoe.cli.console import Json, Model, emit_json, human_bytes, out, parse_bytes, progress_bar, say, table
-from elmoe.errors import ConfigError, UnsupportedModelError
+from elmoe.errors import ConfigError
 from elmoe.models.footprint import footprint
-from elmoe.models.registry import family_of
 
 
 def convert(
@@ -47,10 +47,8 @@ def inspect(
 ) -> None:
     """Show a model's shape, its bytes by part, and what a fast-memory budget holds; reads no weights."""
     config = read_config(model)
-    family = family_of(config)
-    shape, sizes = family.shape(config), footprint(family.shape(config), family.program(config))
-    if not shape.moe_layers:
-        raise UnsupportedModelError(f"{model}: has no Mixture-of-Experts layer; elmoe runs MoE models only")
+    shape, program = supported_model(config)
+    sizes = footprint(shape, program)
     context = min(1024, shape.max_context) if context is None else context
     for name, value in (("context", context), ("batch", batch)):
         if value < 1:

@@ -9,15 +9,18 @@ files or the command line.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
 
+from elmoe.backend.ordered import softmax
 from elmoe.backend.protocol import Backend, Bool, DraftQuality, Rows
+from elmoe.engine.expert_pool import highest
 from elmoe.engine.kv_cache import RowBuilder, SequenceCache
 from elmoe.quant.bitnested import MAX_DRAFT_BITS, MIN_DRAFT_BITS, Float32, Treatment
+from elmoe.trace.schema import routing_counts
 
 BLOCK = 8
 """Positions that share one pool: about two verify steps."""
@@ -113,7 +116,7 @@ class Teacher:
         builder = RowBuilder()
         builder.add_run(self._cache, tokens, want_last=True)
         rows = builder.build()
-        result = backend.forward(_wanting(rows, np.arange(len(tokens), dtype=np.int32)))
+        result = backend.forward(replace(rows, logits=np.arange(len(tokens), dtype=np.int32)))
         self.logits: Float32 = result.logits
         """[T, V]."""
         self.experts = result.experts
@@ -135,10 +138,6 @@ class Teacher:
         return self.backend.forward(rows, pool, quality).logits
 
 
-def _wanting(rows: Rows, logits: npt.NDArray[np.int32]) -> Rows:
-    return Rows(rows.tokens, rows.sequences, rows.positions, rows.cells, rows.prefix, rows.path, logits)
-
-
 def _pools(
     backend: Backend, experts: npt.NDArray[np.int16], setting: Setting, first: int, random: np.random.Generator
 ) -> Iterator[tuple[int, Bool | None]]:
@@ -156,25 +155,13 @@ def _pool(
     history: npt.NDArray[np.int16], experts: int, slots: int, choice: PoolChoice, random: np.random.Generator
 ) -> Bool:
     """Bool [L, E] with `slots` experts per layer: the most used in `history` [T, L, A], or random ones."""
-    layers = history.shape[1]
     if choice is PoolChoice.RANDOM:
-        rank = random.random((layers, experts))
-    else:
-        rank = np.zeros((layers, experts))
-        for layer in range(layers):
-            np.add.at(rank[layer], history[:, layer].ravel(), 1.0)
-    pool = np.zeros((layers, experts), dtype=np.bool_)
-    np.put_along_axis(pool, np.argsort(-rank, axis=1, kind="stable")[:, :slots], True, axis=1)
-    return pool
+        return highest(random.random((history.shape[1], experts)), slots)
+    return highest(routing_counts(history, experts).astype(np.float64), slots)
 
 
 def _compare(result: Agreement, target: Float32, draft: Float32) -> None:
-    p, q = _probabilities(target), _probabilities(draft)
+    p, q = softmax(target), softmax(draft)
     result.positions += len(p)
     result.agreed += int((target.argmax(axis=1) == draft.argmax(axis=1)).sum())
     result.overlap_sum += float(np.minimum(p, q).sum())
-
-
-def _probabilities(logits: Float32) -> Float32:
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from elmoe.backend.protocol import Bool
 from elmoe.errors import ConfigError
+from elmoe.trace.schema import routing_counts
 
 
 class ExpertPool:
@@ -41,8 +42,7 @@ class ExpertPool:
 
     def observe(self, experts: npt.NDArray[np.int16]) -> None:
         """Count original routing decisions [R, L, A]."""
-        for layer in range(experts.shape[1]):
-            np.add.at(self.hotness[layer], experts[:, layer].ravel(), 1.0)
+        self.hotness += routing_counts(experts, self.hotness.shape[1])
 
     def choose(self) -> Bool:
         """The pool wanted after the coming target pass, bool [L, E]."""
@@ -66,10 +66,7 @@ class ExpertPool:
         rank = np.where(among, self.hotness, -1.0)
         if first is not None:
             rank = np.where(first, rank + self.hotness.max() + 1.0, rank)
-        order = np.argsort(-rank, axis=1, kind="stable")[:, : self._slots]
-        chosen = np.zeros_like(among)
-        np.put_along_axis(chosen, order, True, axis=1)
-        return chosen & among
+        return highest(rank, self._slots) & among
 
     def _checked(self, slots: int) -> int:
         experts = self.hotness.shape[1]
@@ -79,3 +76,10 @@ class ExpertPool:
                 f"to {experts} (all) are possible"
             )
         return slots
+
+
+def highest(rank: npt.NDArray[np.float64], slots: int) -> Bool:
+    """Mask [L, E] of the `slots` highest of each layer of `rank` [L, E], ties to the lower number."""
+    chosen = np.zeros(rank.shape, dtype=np.bool_)
+    np.put_along_axis(chosen, np.argsort(-rank, axis=1, kind="stable")[:, :slots], True, axis=1)
+    return chosen

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elmoe.trace.parquet import Trace
-from elmoe.trace.schema import PassKind
+from elmoe.trace.schema import PassKind, routing_counts
 
 Float64 = npt.NDArray[np.float64]
 
@@ -41,7 +41,7 @@ def pool_activity(trace: Trace) -> PoolActivity:
     resident = np.zeros((layers, experts), dtype=np.int64)
     decode_passes = decisions = hits = 0
     for record in trace.passes():
-        counts = _count(record.experts[record.kept], layers, experts)  # draft rows are never kept
+        counts = routing_counts(record.experts[record.kept], experts)  # draft rows are never kept
         chosen += counts
         if record.kind is PassKind.PREFILL:
             continue
@@ -54,9 +54,3 @@ def pool_activity(trace: Trace) -> PoolActivity:
         residency=resident / max(decode_passes, 1),
         hit_share=hits / decisions if decisions else 0.0,
     )
-
-
-def _count(routing: npt.NDArray[np.int16], layers: int, experts: int) -> npt.NDArray[np.int64]:
-    """How often each expert was chosen, [R, L, A] -> [L, E]."""
-    numbered = routing + np.arange(layers, dtype=np.int64)[:, None] * experts  # [R, L, A]
-    return np.bincount(numbered.ravel(), minlength=layers * experts).reshape(layers, experts)

@@ -130,6 +130,13 @@ class PassRecord:
     seconds: float
 
 
+def routing_counts(experts: npt.NDArray[np.int16], num_experts: int) -> npt.NDArray[np.int64]:
+    """How often each expert was chosen: routing decisions [R, L, A] -> [L, E]."""
+    layers = experts.shape[1]
+    numbered = experts + np.arange(layers, dtype=np.int64)[:, None] * num_experts  # [R, L, A]
+    return np.bincount(numbered.ravel(), minlength=layers * num_experts).reshape(layers, num_experts)
+
+
 class Recorder(Protocol):
     """Takes pass records while the engine runs."""
 

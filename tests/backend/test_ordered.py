@@ -23,24 +23,52 @@ def same_bits(x, y):
 
 
 def folded(row):
-    """The definition: the upper half onto the lower one, from the largest power of two below the length."""
-    row = list(row)
-    while len(row) > 1:
-        half = 1
-        while 2 * half < len(row):
-            half *= 2
-        row = [row[i] + row[half + i] if half + i < len(row) else row[i] for i in range(half)]
-    return row[0]
+    """The definition: element i to lane i % 32 in ascending order, then the upper half of the lanes onto the lower."""
+    lanes = [np.float32(0)] * 32
+    for i, value in enumerate(row):
+        lanes[i % 32] = value if i < 32 else lanes[i % 32] + value
+    while len(lanes) > 1:
+        half = len(lanes) // 2
+        lanes = [lanes[i] + lanes[half + i] for i in range(half)]
+    return lanes[0]
+
+
+def in_eights(row):
+    """The definition: eight elements folded in halves, blocks of eight added in order."""
+    total = None
+    for first in range(0, len(row), 8):
+        eight = [*row[first : first + 8], *[np.float32(0)] * 8][:8]
+        four = [eight[i] + eight[i + 4] for i in range(4)]
+        block = (four[0] + four[2]) + (four[1] + four[3])
+        total = block if total is None else total + block
+    return total
 
 
 @given(rngs, lengths)
-def test_tree_sum_is_its_definition_and_close_to_the_exact_sum(rng, length):
+def test_sums_are_their_definitions_and_close_to_the_exact_sum(rng, length):
     x = values(rng, 4, length)
-    sums = ordered.tree_sum(x)
-    for row, got in zip(x, sums, strict=True):
-        assert got == folded(row)
-        levels = max(1, math.ceil(math.log2(length))) if length > 1 else 0
-        assert abs(float(got) - math.fsum(row)) <= 1.01 * levels * EPS * math.fsum(abs(row))
+    for sums, definition in ((ordered.lane_sum(x), folded), (ordered.eight_sum(x, axis=1), in_eights)):
+        for row, got in zip(x, sums, strict=True):
+            assert got == definition(row)
+            assert abs(float(got) - math.fsum(row)) <= (length / 8 + 5) * EPS * math.fsum(abs(row))
+
+
+@given(st.lists(st.floats(-200, 88, width=32), min_size=1, max_size=50))
+def test_exponential_is_within_two_ulp_and_exactly_zero_below_the_normal_numbers(xs):
+    x = np.array(xs, dtype=np.float32)
+    exact = np.exp(x.astype(np.float64))
+    got = ordered.exponential(x)
+    live = x >= np.float32(-87.3)
+    assert (got[~live] == 0).all()
+    np.testing.assert_allclose(got[live], exact[live], rtol=2 * 2.0**-23)
+
+
+def test_exponential_at_its_edges():
+    x = np.array([0, -0.0, -87.3, -88, -np.inf, 88, 100, np.inf], dtype=np.float32)
+    top = np.exp(np.float64(88))
+    least = np.exp(np.float64(x[2]))
+    np.testing.assert_allclose(ordered.exponential(x), [1, 1, least, 0, 0, top, top, top], rtol=1e-6)
+    assert ordered.exponential(x[:1])[0] == 1
 
 
 def layouts(x):
@@ -59,12 +87,13 @@ def layouts(x):
 @pytest.mark.parametrize(
     "function",
     [
-        ordered.tree_sum,
+        ordered.lane_sum,
         ordered.softmax,
+        ordered.log_total,
         lambda x: ordered.rms_norm(x, np.linspace(0.5, 2, x.shape[-1], dtype=np.float32), 1e-6),
         lambda x: ordered.product(x, np.sin(np.arange(7 * x.shape[-1], dtype=np.float32)).reshape(7, -1)),
     ],
-    ids=["tree_sum", "softmax", "rms_norm", "product"],
+    ids=["lane_sum", "softmax", "log_total", "rms_norm", "product"],
 )
 @given(rngs, lengths, st.integers(1, 9))
 @settings(max_examples=60)
@@ -79,23 +108,22 @@ def test_a_row_has_the_same_bits_in_any_batch_and_any_memory(function, rng, leng
 
 
 @given(rngs, lengths)
-def test_tree_sum_along_any_axis(rng, length):
+def test_eight_sum_along_any_axis(rng, length):
     x = values(rng, 2, length, 3)
-    want = ordered.tree_sum(np.ascontiguousarray(np.moveaxis(x, 1, -1)))
-    assert same_bits(ordered.tree_sum(x, axis=1), want)
-    assert same_bits(ordered.tree_sum(x, axis=-2), want)
+    want = ordered.eight_sum(np.ascontiguousarray(np.moveaxis(x, 1, -1)), axis=-1)
+    assert same_bits(ordered.eight_sum(x, axis=1), want)
+    assert same_bits(ordered.eight_sum(x, axis=-2), want)
 
 
-@given(rngs, st.integers(1, 5), st.integers(0, 4), st.integers(0, 3))
-def test_block_sum_carries_on_and_zeros_change_nothing(rng, blocks, more, axis_first):
-    x = values(rng, 3, 32 * blocks, 2)
-    total = ordered.block_sum(x, axis=1)
-    padded = np.concatenate([x, np.zeros((3, 32 * more, 2), dtype=np.float32)], axis=1)
-    assert same_bits(ordered.block_sum(padded, axis=1), total)
-    cut = 32 * min(axis_first, blocks)
-    first = ordered.block_sum(x[:, :cut], axis=1)
-    assert same_bits(ordered.block_sum(x[:, cut:], axis=1, total=first), total)
-    np.testing.assert_allclose(total, x.astype(np.float64).sum(axis=1), rtol=0, atol=1e-5 * np.abs(x).sum())
+@given(rngs, st.integers(1, 20), st.integers(0, 9), st.integers(0, 20))
+def test_eight_sum_carries_on_and_zeros_change_nothing(rng, blocks, more, cut):
+    x = values(rng, 3, 8 * blocks, 2)
+    total = ordered.eight_sum(x, axis=1)
+    padded = np.concatenate([x, np.zeros((3, more, 2), dtype=np.float32)], axis=1)
+    assert same_bits(ordered.eight_sum(padded, axis=1), total)
+    first, rest = np.split(x, [8 * min(max(cut, 1), blocks)], axis=1)
+    carried = ordered.eight_sum(first, axis=1)
+    assert same_bits(ordered.eight_sum(rest, axis=1, total=carried) if rest.size else carried, total)
 
 
 @given(rngs, lengths)

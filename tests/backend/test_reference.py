@@ -156,6 +156,47 @@ def test_only_the_wanted_logits_are_returned(backend, alone):
     assert backend.forward(none).logits.shape == (0, 8192)
 
 
+@pytest.mark.parametrize("draft", [None, DraftQuality()], ids=["target", "draft"])
+@pytest.mark.parametrize("count", [1, 3, 8192, 10**6])
+def test_the_best_logits_are_the_top_of_all(backend, draft, count):
+    backend.allocate(0, 50)
+    rows = replace(run_of(TOKENS[:5]), logits=int32([3, 0, 4]))
+    logits = backend.forward(rows, HALF, draft).logits
+    result = backend.forward(replace(rows, best=count), HALF, draft)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    assert result.logits.shape == (0, 8192)
+    assert result.best.tokens.tolist() == order.tolist()
+    assert same_bits(result.best.logits, np.take_along_axis(logits, order, axis=1))
+    exact = np.log(np.exp(logits.astype(np.float64)).sum(axis=1))
+    np.testing.assert_allclose(result.best.log_total, exact, rtol=0, atol=4e-6)
+    assert (result.best.tokens.dtype, result.best.log_total.dtype) == (np.int32, np.float32)
+
+
+def test_the_best_logits_of_a_row_have_the_same_bits_alone(backend):
+    backend.allocate(0, 50)
+    together = backend.forward(replace(run_of(TOKENS), best=4)).best
+    for row in (0, 17, 43):
+        alone = backend.forward(replace(run_of(TOKENS[row : row + 1], 0, row), best=4)).best
+        for name in ("tokens", "logits", "log_total"):
+            assert same_bits(getattr(together, name)[row : row + 1], getattr(alone, name))
+
+
+def test_equal_logits_are_ranked_by_their_token(tiny):
+    fresh = ReferenceBackend(tiny)
+    fresh._weights._vectors["final_norm"] = np.zeros(256, dtype=np.float32)
+    fresh.allocate(0, 4)
+    best = fresh.forward(replace(run_of(TOKENS[:2]), best=3)).best
+    assert best.tokens.tolist() == [[0, 1, 2]] * 2
+    assert (best.logits == 0).all()
+    np.testing.assert_allclose(best.log_total, np.log(8192), rtol=1e-6)
+
+
+def test_no_best_logits_where_no_row_wants_them(backend):
+    backend.allocate(0, 50)
+    best = backend.forward(replace(run_of(TOKENS[:3]), logits=int32([]), best=2)).best
+    assert (best.tokens.shape, best.logits.shape, best.log_total.shape) == ((0, 2), (0, 2), (0,))
+
+
 # --- the draft ---
 
 
@@ -365,7 +406,8 @@ def test_keys_and_values_are_fp16_and_saturate(tiny, monkeypatch):
     assert (keys == keys.astype(np.float16)).all()
 
 
-def test_logits_that_are_not_finite_are_an_error(tiny):
+@pytest.mark.parametrize("best", [0, 1])
+def test_logits_that_are_not_finite_are_an_error(tiny, best):
     fresh = ReferenceBackend(tiny)
     fresh._weights._vectors["final_norm"] = np.full(256, np.inf, dtype=np.float32)
     fresh.allocate(0, 4)
@@ -373,4 +415,4 @@ def test_logits_that_are_not_finite_are_an_error(tiny):
         np.errstate(all="ignore"),
         pytest.raises(CheckpointError, match=r"tiny.elmoe: logits are not finite; the weights are damaged"),
     ):
-        fresh.forward(run_of(TOKENS[:2]))
+        fresh.forward(replace(run_of(TOKENS[:2]), best=best))

@@ -1,14 +1,15 @@
-"""FP32 sums, softmax and attention in one fixed order, so that a row's result never depends on its neighbours.
+"""FP32 sums, exponentials, softmax and attention in one fixed order: a row's result never depends on its neighbours.
 
-NumPy's element-wise operations are correctly rounded per element whatever the array's shape; its reductions and
-BLAS calls are not order-stable. So every FP32 sum here is a chain of element-wise additions whose association
-depends on the length of the summed axis alone:
+NumPy's element-wise operations are correctly rounded per element whatever the array's shape; its reductions, BLAS calls
+and transcendental functions are neither order-stable nor the same on every machine. So everything here is a chain of
+element-wise operations, in the order that the kernels of `native/` have, which give the same bits:
 
-* `tree_sum` folds the upper half onto the lower one until one element is left;
-* attention sums over positions in blocks of 32 (`tree_sum` inside a block, blocks in ascending order), so padding
-  with zeros, which adds exact zeros, changes no bit.
+* `lane_sum`: element i is added to lane ``i % 32`` in ascending order; the lanes are folded in halves.
+* `eight_sum` (over dimensions and positions): eight elements are folded in halves; blocks of eight are added in order.
+* `exponential`: a polynomial.
+* softmax over positions is online: rescaled after every 128 positions.
 
-Knows nothing about models.
+Padding with zeros adds exact zeros and changes no bit. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -20,54 +21,89 @@ import numpy as np
 from elmoe.backend.protocol import Int32
 from elmoe.quant.bitnested import Float32
 
-POSITION_BLOCK = 32
+LANES = 32
+BLOCK = 8
+SPAN = 128
+"""Positions between two rescalings of the online softmax."""
 CHUNK_ELEMENTS = 1 << 18
 """Elements of a temporary: about what stays in a core's L2 cache."""
 
 
-def tree_sum(x: Float32, axis: int = -1) -> Float32:
-    """Sum along `axis` by folding halves; the order depends on the axis' length alone."""
+def fold(x: Float32, axis: int) -> Float32:
+    """Sum along `axis`, whose length is a power of two: the upper half onto the lower one until one is left."""
     before: tuple[Any, ...] = (slice(None),) * (axis % x.ndim)
-    length = x.shape[axis]
-    while length > 1:
-        half = 1 << ((length - 1).bit_length() - 1)  # largest power of two below length
-        rest = length - half
-        folded = x[(*before, slice(0, rest))] + x[(*before, slice(half, length))]
-        x = folded if rest == half else np.concatenate([folded, x[(*before, slice(rest, half))]], axis=axis)
-        length = half
+    while (half := x.shape[axis] // 2) > 0:
+        x = x[(*before, slice(0, half))] + x[(*before, slice(half, None))]
     return x[(*before, 0)]
 
 
-def block_sum(x: Float32, axis: int, total: Float32 | None = None) -> Float32:
-    """Sum along an axis whose length is a multiple of 32: blocks by `tree_sum`, then one after the other.
+def lane_sum(x: Float32) -> Float32:
+    """Sum over the last axis in 32 lanes."""
+    blocks = _blocks(x, -1, LANES)
+    lanes = blocks[..., 0, :]
+    for i in range(1, blocks.shape[-2]):
+        lanes = lanes + blocks[..., i, :]
+    return fold(lanes, -1)
 
-    `total` carries on a sum whose blocks came before; it is updated in place and returned.
-    """
-    x = np.moveaxis(x, axis, 0)
-    blocks = tree_sum(x.reshape(-1, POSITION_BLOCK, *x.shape[1:]), axis=1)
-    if total is None:
-        total = np.zeros(x.shape[1:], dtype=np.float32)
+
+def eight_sum(x: Float32, axis: int, total: Float32 | None = None) -> Float32:
+    """Sum along an axis in blocks of 8. `total` carries on a sum whose blocks came before."""
+    axis %= x.ndim
+    blocks = np.moveaxis(fold(_blocks(x, axis, BLOCK), axis + 1), axis, 0)
     for block in blocks:
-        total += block
-    return total
+        total = block if total is None else total + block
+    return np.zeros(blocks.shape[1:], dtype=np.float32) if total is None else total
+
+
+def _blocks(x: Float32, axis: int, size: int) -> Float32:
+    """Split an axis in two, [blocks, size], padded with zeros."""
+    axis %= x.ndim
+    length = x.shape[axis]
+    if length % size:
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, -length % size)
+        x = np.pad(x, padding)
+    return x.reshape(*x.shape[:axis], -(-length // size), size, *x.shape[axis + 1 :])
+
+
+def exponential(x: Float32) -> Float32:
+    """exp(x) for x <= 88, below 2 ulp from exact: range reduction to |r| <= ln(2)/2 and a polynomial (Cephes expf).
+
+    Below -87.3, where the result would not be a normal number, exactly 0; above 88, exp(88).
+    """
+    f = np.float32
+    inside = np.minimum(np.maximum(x, f(-87.3)), f(88.0))
+    n = np.rint(inside * f(1.44269504))
+    r = (inside - n * f(0.693359375)) + n * f(2.12194440e-4)
+    p = np.full_like(r, f(1.9875691500e-4))
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = p * r + f(coefficient)
+    p = p * (r * r) + (r + f(1.0))
+    return np.where(x >= f(-87.3), np.ldexp(p, n.astype(np.int32)), f(0.0))
 
 
 def rms_norm(x: Float32, weight: Float32, eps: float) -> Float32:
     """``x * weight / sqrt(mean(x**2) + eps)`` over the last axis."""
-    mean = tree_sum(x * x) / np.float32(x.shape[-1])
+    mean = lane_sum(x * x) / np.float32(x.shape[-1])
     return x / np.sqrt(mean + np.float32(eps))[..., None] * weight
 
 
 def softmax(x: Float32) -> Float32:
     """Over the last axis."""
-    e = np.exp(np.ascontiguousarray(x - x.max(axis=-1, keepdims=True)))
-    return e / tree_sum(e)[..., None]
+    e = exponential(x - x.max(axis=-1, keepdims=True))
+    return e / lane_sum(e)[..., None]
+
+
+def log_total(x: Float32) -> Float32:
+    """``log(sum(exp(x)))`` over the last axis."""
+    top = x.max(axis=-1)
+    return top + np.log(lane_sum(exponential(x - top[..., None])))
 
 
 def product(x: Float32, weight: Float32) -> Float32:
     """FP32 matrix product x [M, K] times weight [N, K] transposed, for the few FP32 weights (routers)."""
     step = max(1, CHUNK_ELEMENTS // weight.size)
-    parts = [tree_sum(x[i : i + step, None, :] * weight) for i in range(0, len(x), step)]
+    parts = [lane_sum(x[i : i + step, None, :] * weight) for i in range(0, len(x), step)]
     return np.concatenate(parts)
 
 
@@ -88,34 +124,52 @@ def attention(query: Float32, keys: Float32, values: Float32, prefix: Int32, pat
         step = max(1, CHUNK_ELEMENTS // (H * d * max(longest, 1)))
         for first in range(0, len(rows), step):
             chunk = rows[first : first + step]
-            out[chunk] = _attend(grouped[chunk], keys, values, prefix[chunk], path[chunk], longest)
+            scores = _scores(grouped[chunk], keys, prefix[chunk], path[chunk], longest)
+            out[chunk] = _mix(scores, values, path[chunk], longest)
     return out.reshape(R, H, d)
 
 
-def _attend(query: Float32, keys: Float32, values: Float32, prefix: Int32, path: Int32, longest: int) -> Float32:
-    """One chunk of `attention`; query [r, H_kv, H/H_kv, d] -> the same shape."""
-    rows, kv_heads, per_kv, _ = query.shape
-    width = longest + path.shape[1]
-    padded = -(-width // POSITION_BLOCK) * POSITION_BLOCK
-    scores = np.full((rows, kv_heads, per_kv, padded), -np.inf, dtype=np.float32)
-
+def _scores(query: Float32, keys: Float32, prefix: Int32, path: Int32, longest: int) -> Float32:
+    """Scores [r, H_kv, H/H_kv, longest + P] of one chunk, -inf where a row does not look; query [r, H_kv, H/H_kv, d]."""
     seen = keys[None, :, None, :, :longest]  # [1, H_kv, 1, d, longest]
-    scores[..., :longest] = tree_sum(query[..., None] * seen, axis=-2)
+    scores = eight_sum(query[..., None] * seen, axis=-2)
     hidden = np.arange(longest) >= prefix[:, None]  # [r, longest]
-    scores[..., :longest][np.broadcast_to(hidden[:, None, None], scores[..., :longest].shape)] = -np.inf
-    if path.shape[1]:
-        of_path = keys[:, :, path].transpose(2, 0, 1, 3)[:, :, None]  # [r, H_kv, 1, d, P]
-        branch = tree_sum(query[..., None] * of_path, axis=-2)
-        scores[..., longest:width] = np.where((path >= 0)[:, None, None], branch, np.float32(-np.inf))
+    scores[np.broadcast_to(hidden[:, None, None], scores.shape)] = -np.inf
+    if not path.shape[1]:
+        return scores
+    of_path = keys[:, :, path].transpose(2, 0, 1, 3)[:, :, None]  # [r, H_kv, 1, d, P]
+    branch = eight_sum(query[..., None] * of_path, axis=-2)
+    branch = np.where((path >= 0)[:, None, None], branch, np.float32(-np.inf))
+    return np.concatenate([scores, branch], axis=-1)
 
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    total = block_sum(weights, axis=-1)
 
+def _mix(scores: Float32, values: Float32, path: Int32, longest: int) -> Float32:
+    """Online softmax of `_scores` over the values -> [r, H_kv, H/H_kv, d]."""
+    rows, width = len(scores), scores.shape[-1]
     # Whole blocks of the prefix are shared by all rows; the last ones end in each row's own path.
-    shared = longest - longest % POSITION_BLOCK
-    tail = np.zeros((rows, kv_heads, padded - shared, values.shape[2]), dtype=np.float32)
-    tail[:, :, : longest - shared] = values[:, shared:longest]
-    tail[:, :, longest - shared : width - shared] = values[:, path].transpose(1, 0, 2, 3)
-    mixed = block_sum(weights[..., :shared, None] * values[None, :, None, :shared], axis=-2)
-    mixed = block_sum(weights[..., shared:, None] * tail[:, :, None], axis=-2, total=mixed)
+    shared = longest - longest % BLOCK
+    tail = np.concatenate(
+        [
+            np.broadcast_to(values[None, :, shared:longest], (rows, *values[:, shared:longest].shape)),
+            values[:, path].transpose(1, 0, 2, 3),
+        ],
+        axis=2,
+    )  # [r, H_kv, width - shared, d]
+    top = np.full(scores.shape[:-1], -np.inf, dtype=np.float32)
+    total = np.zeros_like(top)
+    mixed = np.zeros((*scores.shape[:-1], values.shape[-1]), dtype=np.float32)
+    for first in range(0, width, SPAN):
+        last = min(first + SPAN, width)
+        before, top = top, np.maximum(top, scores[..., first:last].max(axis=-1))
+        factor = exponential(before - top)
+        weights = exponential(scores[..., first:last] - top[..., None])
+        total = total * factor + lane_sum(weights)
+        mixed = mixed * factor[..., None]
+        own = min(max(shared - first, 0), last - first)  # positions of this span whose values are shared
+        if own:
+            part = weights[..., :own, None] * values[None, :, None, first : first + own]
+            mixed = eight_sum(part, axis=-2, total=mixed)
+        if own < last - first:
+            part = weights[..., own:, None] * tail[:, :, None, first + own - shared : last - shared]
+            mixed = eight_sum(part, axis=-2, total=mixed)
     return mixed / total[..., None]

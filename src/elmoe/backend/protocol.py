@@ -68,6 +68,8 @@ class Rows:
     """[R, P] further cells in position order, padded with -1 at the end."""
     logits: Int32
     """[Q] rows whose logits are wanted."""
+    best: int = 0
+    """0: full logits of the wanted rows; K > 0: only their K best and the log of their normaliser."""
 
     @property
     def count(self) -> int:
@@ -88,16 +90,30 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class BestLogits:
+    """The K best logits of the Q wanted rows, and what makes probabilities of them."""
+
+    tokens: Int32
+    """[Q, K] best first, ties to the lower token; K is `Rows.best`, at most the vocabulary."""
+    logits: Float32
+    """[Q, K]."""
+    log_total: Float32
+    """[Q] log(sum(exp(logits))) over the vocabulary, in an order that depends on the vocabulary alone."""
+
+
+@dataclass(frozen=True)
 class ForwardResult:
     """What a pass computed. L counts MoE blocks, E experts per block, A experts per token."""
 
     logits: Float32
-    """[Q, V] of the rows in `Rows.logits`."""
+    """[Q, V] of the rows in `Rows.logits`; [0, V] where only the best were wanted."""
     experts: npt.NDArray[np.int16]
     """[R, L, A] the model's own choice for every row, best first, before any restriction to the pool."""
     read: Bool
     """[L, E] distinct experts whose weights the pass read (after the restriction)."""
     traffic: Traffic = field(default_factory=Traffic)
+    best: BestLogits | None = None
+    """Where `Rows.best` is above 0."""
 
 
 class Backend(Protocol):

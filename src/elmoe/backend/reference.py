@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from elmoe.backend import ordered
 from elmoe.backend.decoded import TARGET, Activations, Decoded, DecodedWeights, gate_and_up
-from elmoe.backend.protocol import Bool, DraftQuality, ForwardResult, Int32, Rows
+from elmoe.backend.protocol import BestLogits, Bool, DraftQuality, ForwardResult, Int32, Rows
+from elmoe.backend.rope import ROPE_BLOCK, rope_block
 from elmoe.backend.traffic import count_traffic
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.errors import CheckpointError
@@ -30,9 +31,6 @@ from elmoe.quant.bitnested import GROUP, Float32
 
 PRODUCT_ELEMENTS = 1 << 22
 """Group sums held at once by a matrix product: 16 MB, whatever the vocabulary and the number of rows."""
-
-ROPE_BLOCK = 4096
-"""Positions whose rotary angles are computed together."""
 
 FP16_MAX = np.float32(65504.0)
 
@@ -109,7 +107,10 @@ class ReferenceBackend:
         if not np.isfinite(logits).all():
             raise CheckpointError(f"{self.checkpoint.path.name}: logits are not finite; the weights are damaged")
         experts = np.stack(chosen, axis=1) if chosen else np.zeros((rows.count, 0, 0), dtype=np.int16)
-        return ForwardResult(logits, experts, read, count_traffic(self.footprint, rows, read, pool, draft))
+        traffic = count_traffic(self.footprint, rows, read, pool, draft)
+        if rows.best:
+            return ForwardResult(logits[:0], experts, read, traffic, _best_logits(logits, rows.best))
+        return ForwardResult(logits, experts, read, traffic)
 
     def _embed(self, tokens: Int32) -> Float32:
         table = self._weights.linear(self.program.embedding, TARGET)
@@ -160,7 +161,7 @@ class ReferenceBackend:
         for block in np.unique(positions // ROPE_BLOCK):
             mine = positions // ROPE_BLOCK == block
             if (rope, block) not in self._rope_blocks:
-                self._rope_blocks[rope, block] = _rope_block(rope, int(block) * ROPE_BLOCK)
+                self._rope_blocks[rope, block] = rope_block(rope, int(block))
             angles[:, mine, 0] = self._rope_blocks[rope, block][:, positions[mine] % ROPE_BLOCK]
         return angles
 
@@ -221,9 +222,7 @@ class ReferenceBackend:
 def _gated(gate_up: Float32, spec: GatedMlp) -> Float32:
     """silu(gate) * up."""
     gate, up = gate_and_up(gate_up, spec)
-    with np.errstate(over="ignore"):  # exp(-gate) = inf for a very negative gate: the quotient is -0, as it should be
-        silu = np.divide(gate, np.float32(1) + np.exp(-gate), dtype=np.float32)
-    return silu * up
+    return gate / (np.float32(1) + ordered.exponential(-gate)) * up
 
 
 def _in_order(x: Float32, axis: int) -> Float32:
@@ -240,6 +239,11 @@ def _best(scores: Float32, count: int) -> npt.NDArray[np.intp]:
     return np.argsort(-scores, axis=1, kind="stable")[:, :count]
 
 
+def _best_logits(logits: Float32, count: int) -> BestLogits:
+    tokens = _best(logits, count)
+    return BestLogits(tokens.astype(np.int32), np.take_along_axis(logits, tokens, axis=1), ordered.log_total(logits))
+
+
 def _runs(sequences: Int32) -> Iterator[tuple[int, int, int]]:
     """(sequence, first row, row after the last) of each run of equal sequence numbers."""
     edges = np.flatnonzero(np.diff(sequences)) + 1
@@ -254,14 +258,3 @@ def _rotate(x: Float32, angles: Float32) -> Float32:
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def _rope_block(rope: Rope, first: int) -> Float32:
-    """Cos and sin [2, ROPE_BLOCK, d/2] of the positions from `first` on. Angles are FP32 products, as in transformers.
-
-    Always a block of one size: a vectorised cosine need not give the same bits for another array length.
-    """
-    exponents = np.arange(0, rope.head_dim, 2, dtype=np.float64) / rope.head_dim
-    frequencies = (1.0 / rope.theta**exponents).astype(np.float32)
-    angles = np.arange(first, first + ROPE_BLOCK, dtype=np.float32)[:, None] * frequencies
-    return np.stack([np.cos(angles), np.sin(angles)])

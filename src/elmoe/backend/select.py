@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from elmoe.backend.cpu.backend import CpuBackend
 from elmoe.backend.protocol import Backend
 from elmoe.backend.reference import ReferenceBackend
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.errors import ConfigError
 
-BACKENDS = {"reference": ReferenceBackend}
+BACKENDS: dict[str, Callable[[Checkpoint], Backend]] = {"cpu": CpuBackend, "reference": ReferenceBackend}
 
 
 def open_backend(name: str, checkpoint: Checkpoint) -> Backend:

@@ -98,6 +98,10 @@ class Checkpoint:
         """
         return self.layout.experts.extent(plane, layer, expert)
 
+    def mapped(self, file: str) -> UInt8:
+        """A whole file, flat uint8, unchecked: for readers that check each extent against `crcs` themselves."""
+        return self._maps[file]
+
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Check every byte that the manifest vouches for; `progress` gets (bytes done, bytes in all).
 

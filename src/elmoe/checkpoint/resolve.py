@@ -70,7 +70,7 @@ def cache_folder() -> Path:
 def _folder_of(model: str) -> Path:
     """The existing path that a MODEL means."""
     if model in BUILT_IN:
-        return Path(str(importlib.resources.files("elmoe"))) / "data" / f"{model}.elmoe"
+        return Path(str(importlib.resources.files("elmoe").joinpath("data", f"{model}.elmoe")))
     path = Path(model)
     refuse_gguf(path)
     if not model or not path.exists():

@@ -1,0 +1,16 @@
+// AVX2 with AVX-VNNI.
+#define ELMOE_ISA_NAMESPACE avx2_vnni
+#define ELMOE_VNNI 1
+#include "lanes_avx2.h"
+
+#include "row_kernels.h"
+
+#include "matmul_avx2.h"
+
+namespace elmoe::avx2_vnni {
+
+extern const Kernels table;
+const Kernels table = {"avx2_vnni", kMaxRows, matmul,   quantize,  rms_norm,    dot_rows, softmax,
+                       gate,     combine,  store_key, store_value, attend, scan, decode_row, read};
+
+} // namespace elmoe::avx2_vnni

@@ -1,0 +1,137 @@
+// One forward pass: rows in; routing and logits out. Runs on all threads of the pool; every distinct expert is read
+// once, and every number depends on its own row alone.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "model.h"
+#include "threads.h"
+
+namespace elmoe {
+
+// See `Rows` in backend/protocol.py.
+struct PassInput {
+  int rows = 0, wanted_count = 0, path_width = 0;
+  const int32_t *tokens = nullptr, *sequences = nullptr, *positions = nullptr, *cells = nullptr, *prefix = nullptr;
+  const int32_t *path = nullptr;   // [rows][path_width]
+  const int32_t *wanted = nullptr; // rows whose logits are wanted
+  const uint8_t *pool = nullptr;   // [moe_layers][experts] that routing is restricted to; null: all
+  WeightBits bits;
+  int experts_per_tok = 0; // used per row, at most the model's own
+  int best = 0;            // 0: all logits
+};
+
+struct PassOutput {
+  float *logits = nullptr;        // [wanted][vocab], where best == 0
+  int32_t *best_tokens = nullptr; // [wanted][best]
+  float *best_logits = nullptr;
+  float *log_total = nullptr; // [wanted]
+  int16_t *experts = nullptr; // [rows][moe_layers][model.experts_per_tok]
+  uint8_t *read = nullptr;    // [moe_layers][experts], zeroed by the caller
+  bool finite = true;
+  int damaged_layer = -1, damaged_expert = -1; // MoE layer and expert whose record fails its CRC
+  bool damaged_msb = false;
+};
+
+// What a pass spends its time on, in the order of a layer.
+enum class Phase { embed, norm, qkv, rope, attend, out, route, gate_up, down, head, count };
+using PhaseSeconds = std::array<double, static_cast<size_t>(Phase::count)>;
+
+// Activations of some rows, in chunks of at most the kernel's rows, each packed by itself.
+class Packed {
+public:
+  void grow(int rows, int inputs, int max_rows);
+  // The chunk that begins at row `first` (a multiple of max_rows after its group's first row).
+  PackedRows chunk(int first) const;
+
+private:
+  size_t groups_ = 0;
+  Scratch<int8_t> codes_;
+  Scratch<float> scales_;
+  Scratch<int32_t> offsets_;
+};
+
+// The memory of passes over one model; reused from pass to pass.
+class Workspace {
+public:
+  Workspace(Model &model, int threads);
+  void run(const PassInput &in, PassOutput &out, ThreadPool &pool);
+  PhaseSeconds seconds{}; // summed over passes, as thread 0 saw them
+
+private:
+  // Rows of one expert: slots first .. first + count - 1.
+  struct Active {
+    int expert, first, count;
+  };
+  struct OfThread {
+    Scratch<float> products, attention;
+    Packed expert_rows;
+    int packed_expert = -1; // what expert_rows holds
+  };
+
+  void check(const PassInput &in) const;
+  void grow();
+  void work(int t);
+  void embed(int t);
+  bool layer(int index, int t);
+  void norm_rows(const Norm &norm, int t);
+  void attention(int index, int t);
+  void rope_and_store(int index, int t);
+  void attend(int index, int t);
+  bool route(const Feedforward &ffn, int t);
+  void choose(const Feedforward &ffn, int row);
+  void group(const Feedforward &ffn);
+  bool check_experts(const Feedforward &ffn, int t);
+  void gate_up(const Feedforward &ffn, int t);
+  void down(const Feedforward &ffn, int t);
+  void head(int t);
+  void scan_head(int q, int chunk, const float *logits, int count);
+  void merge_head(int q);
+  void lap(Phase phase, int t);
+
+  float *x_row(int r) const { return &x_[static_cast<size_t>(r) * width_]; }
+  float *normed_row(int r) const { return &normed_[static_cast<size_t>(r) * width_]; }
+  float *score_row(int r) const { return &scores_[static_cast<size_t>(r) * score_stride_]; }
+  int chunk_first(int r) const { return r / max_rows_ * max_rows_; }
+  int chunk_rows(int first, int rows) const { return rows - first < max_rows_ ? rows - first : max_rows_; }
+  void quantize_row(const float *x, int inputs, int r, int rows, const Packed &into) const;
+  void combine_row(int r, float *y) const;
+  void fill_units(const Matrix &matrix);
+
+  Model &model_;
+  const Kernels &k_;
+  const int threads_, max_rows_;
+  Barrier barrier_;
+  WorkQueue queue_;
+  const PassInput *in_ = nullptr;
+  PassOutput *out_ = nullptr;
+  std::vector<KvCache *> caches_; // of each row
+
+  size_t width_ = 0, qkv_stride_ = 0, score_stride_ = 0; // floats of a row
+  Scratch<float> x_, normed_, qkv_, mixed_, scores_, expert_out_;
+  Packed packed_, inner_;
+  int unit_ = 1; // row blocks of a task of the running phase
+
+  // routing of the running layer
+  int used_ = 0;                    // experts per row
+  bool pending_ = false;            // expert_out_ is still to be added to x_
+  Scratch<int32_t> chosen_, slots_; // [rows][used]: expert, then its slot
+  Scratch<float> weights_;          // [rows][used]
+  Scratch<int32_t> slot_rows_;      // row of each slot
+  std::vector<Active> active_;
+  std::vector<int> counts_;
+  std::vector<std::array<int, 2>> unchecked_; // expert, plane
+
+  // partial results of the head: [wanted][chunks]
+  int head_chunks_ = 0;
+  size_t part_best_ = 0;
+  Scratch<float> part_scores_, part_max_, part_sum_;
+  Scratch<int32_t> part_tokens_;
+  std::atomic<bool> finite_{true}, damaged_{false};
+
+  std::vector<OfThread> own_;
+  double last_lap_ = 0;
+};
+
+} // namespace elmoe

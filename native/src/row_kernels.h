@@ -1,0 +1,382 @@
+// Everything of `Kernels` but the matrix product, written once on 16 FP32 lanes; each instruction-set path compiles it.
+//
+// Included after a lanes_*.h. No operation fuses (-ffp-contract=off) and every sum has one order, so all paths, and
+// backend/reference.py, give the same bits; see docs/numerics.md.
+#pragma once
+#include <cmath>
+#include <limits>
+
+#include "kernels.h"
+
+namespace elmoe::ELMOE_ISA_NAMESPACE {
+
+constexpr float kSmallestAmax = 0x1p-100f; // below it 127 / amax would leave the FP32 range: the group is zero
+constexpr float kLargestHalf = 65504.0f;
+
+// exp(x) for x <= 88: range reduction to |r| <= ln(2)/2 and a polynomial (Cephes expf), error below 2 ulp.
+// Below -87.3, where the result would not be a normal number, exactly 0.
+inline Lanes exponential(Lanes x) {
+  const Lanes least = all(-87.3f);
+  const Lanes inside = min(max(x, least), all(88.0f));
+  const Lanes n = round(inside * all(1.44269504f));
+  const Lanes r = (inside - n * all(0.693359375f)) + n * all(2.12194440e-4f);
+  Lanes p = all(1.9875691500e-4f);
+  p = p * r + all(1.3981999507e-3f);
+  p = p * r + all(8.3334519073e-3f);
+  p = p * r + all(4.1665795894e-2f);
+  p = p * r + all(1.6666665459e-1f);
+  p = p * r + all(5.0000001201e-1f);
+  p = p * (r * r) + (r + all(1.0f));
+  return zero_below(scale_by_power(p, n), x, least);
+}
+
+// Largest magnitude of a group of 32.
+inline float group_amax(const float *x) { return highest(max(abs(load(x)), abs(load(x + 16)))); }
+
+inline void quantize(const float *x, int inputs, int32_t excess, int m, int M, const PackedRows &packed) {
+  const int groups = inputs / kGroup, padded = tiles_of(inputs) * 2;
+  for (int g = 0; g < groups; ++g) {
+    const float amax = group_amax(x + kGroup * g);
+    const bool live = amax >= kSmallestAmax;
+    const Lanes inverse = all(live ? 127.0f / amax : 0.0f);
+    const size_t at = static_cast<size_t>(g) * M + m;
+    int8_t *codes = packed.codes + at * kGroup;
+    int32_t total = store_codes(codes, load(x + kGroup * g) * inverse);
+    total += store_codes(codes + 16, load(x + kGroup * g + 16) * inverse);
+    packed.scales[at] = live ? amax / 127.0f : 0.0f;
+    packed.offsets[at] = -excess * total;
+  }
+  for (int g = groups; g < padded; ++g) {
+    const size_t at = static_cast<size_t>(g) * M + m;
+    for (int i = 0; i < kGroup; ++i)
+      packed.codes[at * kGroup + i] = 0;
+    packed.scales[at] = 0.0f;
+    packed.offsets[at] = 0;
+  }
+}
+
+// The order of every long sum: element i goes to lane i % 32, ascending; then the lanes are folded in halves.
+struct LaneSum {
+  Lanes even = all(0.0f), odd = all(0.0f);
+  float folded() const { return sum(even + odd); }
+};
+
+inline void rms_norm(const float *x, const float *weight, float eps, int n, float *y) {
+  LaneSum squares;
+  int i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const Lanes a = load(x + i), b = load(x + i + 16);
+    squares.even = squares.even + a * a;
+    squares.odd = squares.odd + b * b;
+  }
+  if (i < n) {
+    const Lanes a = load(x + i);
+    squares.even = squares.even + a * a;
+  }
+  const Lanes root = all(std::sqrt(squares.folded() / static_cast<float>(n) + eps));
+  for (i = 0; i < n; i += 16)
+    store(y + i, load(x + i) / root * load(weight + i));
+}
+
+// N weight rows at a time share the loads of x; the order of a row's sum does not depend on it.
+template <int N> inline void dot_some(const float *x, const float *weight, int n, float *y) {
+  LaneSum products[N];
+  int i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const Lanes a = load(x + i), b = load(x + i + 16);
+    for (int k = 0; k < N; ++k) {
+      const float *w = weight + static_cast<size_t>(k) * n + i;
+      products[k].even = products[k].even + a * load(w);
+      products[k].odd = products[k].odd + b * load(w + 16);
+    }
+  }
+  if (i < n)
+    for (int k = 0; k < N; ++k)
+      products[k].even = products[k].even + load(x + i) * load(weight + static_cast<size_t>(k) * n + i);
+  for (int k = 0; k < N; ++k)
+    y[k] = products[k].folded();
+}
+
+inline void dot_rows(const float *x, const float *weight, int count, int n, float *y) {
+  int row = 0;
+  for (; row + 4 <= count; row += 4)
+    dot_some<4>(x, weight + static_cast<size_t>(row) * n, n, y + row);
+  for (; row < count; ++row)
+    dot_some<1>(x, weight + static_cast<size_t>(row) * n, n, y + row);
+}
+
+// x = exp(x - top) in place, n a multiple of 16; returns the sum.
+inline float exponentials(float *x, int n, Lanes top) {
+  LaneSum total;
+  for (int i = 0; i < n; i += 16) {
+    const Lanes e = exponential(load(x + i) - top);
+    store(x + i, e);
+    Lanes &lanes = i % 32 ? total.odd : total.even;
+    lanes = lanes + e;
+  }
+  return total.folded();
+}
+
+inline void softmax(float *scores, int n) {
+  const int padded = (n + 15) / 16 * 16;
+  for (int i = n; i < padded; ++i)
+    scores[i] = -std::numeric_limits<float>::infinity();
+  Lanes top = load(scores);
+  for (int i = 16; i < padded; i += 16)
+    top = max(top, load(scores + i));
+  const Lanes highest_score = all(highest(top));
+  const Lanes divisor = all(exponentials(scores, padded, highest_score));
+  for (int i = 0; i < padded; i += 16)
+    store(scores + i, load(scores + i) / divisor);
+}
+
+inline void gate(const float *gate_up, int n, float *y) {
+  for (int f = 0; f < n; f += 16) {
+    const Lanes g = load(gate_up + 2 * f), up = load(gate_up + 2 * f + 16);
+    const Lanes silu = g / (all(1.0f) + exponential(all(0.0f) - g));
+    store(y + f, silu * up);
+  }
+}
+
+inline void combine(const float *const *x, const float *weight, int count, int n, float *y) {
+  for (int i = 0; i < n; i += 16) {
+    Lanes total = load(x[0] + i) * all(weight[0]);
+    for (int k = 1; k < count; ++k)
+      total = total + load(x[k] + i) * all(weight[k]);
+    store(y + i, load(y + i) + total);
+  }
+}
+
+inline Lanes saturated(Lanes x) { return max(min(x, all(kLargestHalf)), all(-kLargestHalf)); }
+
+inline void store_key(const float *x, int head_dim, int cell, Half *keys) {
+  Half *column = keys + static_cast<size_t>(cell / kKeyBlock) * head_dim * kKeyBlock + cell % kKeyBlock;
+  for (int i = 0; i < head_dim; i += 16) {
+    Half narrow[16];
+    store_half(narrow, saturated(load(x + i)));
+    for (int k = 0; k < 16; ++k)
+      column[static_cast<size_t>(i + k) * kKeyBlock] = narrow[k];
+  }
+}
+
+inline void store_value(const float *x, int head_dim, Half *value) {
+  for (int i = 0; i < head_dim; i += 16)
+    store_half(value + i, saturated(load(x + i)));
+}
+
+// --- attention ---------------------------------------------------------------------------------------------------
+
+inline int cell_of(const Attended &seen, int position) {
+  return position < seen.prefix ? position : seen.path[position - seen.prefix];
+}
+
+// Keys of the 16 positions from `first` on, interleaved; gathered into `tile` where path cells are among them.
+inline const Half *keys_of(const Attended &seen, int first, int positions, Half *tile) {
+  const size_t block_halves = static_cast<size_t>(seen.head_dim) * kKeyBlock;
+  if (seen.path_count == 0 || first + kKeyBlock <= seen.prefix)
+    return seen.keys + static_cast<size_t>(first / kKeyBlock) * block_halves;
+  for (int lane = 0; lane < kKeyBlock; ++lane) {
+    const int cell = cell_of(seen, first + lane < positions ? first + lane : first);
+    const Half *column = seen.keys + static_cast<size_t>(cell / kKeyBlock) * block_halves + cell % kKeyBlock;
+    for (int i = 0; i < seen.head_dim; ++i)
+      tile[i * kKeyBlock + lane] = column[static_cast<size_t>(i) * kKeyBlock];
+  }
+  return tile;
+}
+
+// Sums over dimensions and positions: eight products are folded in halves, blocks of eight are added in order.
+template <class F> inline Lanes fold_eight(F product) {
+  const Lanes a = (product(0) + product(4)) + (product(2) + product(6));
+  const Lanes b = (product(1) + product(5)) + (product(3) + product(7));
+  return a + b;
+}
+
+// Scores of one block of 16 positions for N heads.
+template <int N> inline void scores_of(const Half *keys, int d, const float *query, float *scores, size_t stride) {
+  Lanes total[N];
+  for (int h = 0; h < N; ++h)
+    total[h] = all(0.0f);
+  for (int i = 0; i < d; i += 8) {
+    Lanes key[8];
+    for (int k = 0; k < 8; ++k)
+      key[k] = load_half(keys + static_cast<size_t>(i + k) * kKeyBlock);
+    for (int h = 0; h < N; ++h)
+      total[h] = total[h] + fold_eight([&](int k) { return all(query[h * d + i + k]) * key[k]; });
+  }
+  for (int h = 0; h < N; ++h)
+    store(scores + h * stride, total[h]);
+}
+
+// out[h] += sum over positions of weight * value, for N heads and C vectors of 16 dimensions from `dim` on.
+// Weights are padded to a multiple of 8 with zeros.
+template <int N, int C>
+inline void mix(const Attended &seen, int first, int count, const float *weights, size_t stride, int dim, float *out) {
+  Lanes total[N][C];
+  for (int h = 0; h < N; ++h)
+    for (int c = 0; c < C; ++c)
+      total[h][c] = load(out + h * seen.head_dim + dim + 16 * c);
+  for (int j = 0; j < count; j += 8) {
+    const Half *values[8];
+    for (int k = 0; k < 8; ++k) {
+      const int cell = cell_of(seen, j + k < count ? first + j + k : first);
+      values[k] = seen.values + static_cast<size_t>(cell) * seen.head_dim + dim;
+    }
+    for (int c = 0; c < C; ++c) {
+      Lanes value[8];
+      for (int k = 0; k < 8; ++k)
+        value[k] = load_half(values[k] + 16 * c);
+      for (int h = 0; h < N; ++h)
+        total[h][c] = total[h][c] + fold_eight([&](int k) { return all(weights[h * stride + j + k]) * value[k]; });
+    }
+  }
+  for (int h = 0; h < N; ++h)
+    for (int c = 0; c < C; ++c)
+      store(out + h * seen.head_dim + dim + 16 * c, total[h][c]);
+}
+
+// N heads over all positions: online softmax, rescaled after every kAttendSpan positions.
+template <int N> inline void attend_some(const Attended &seen, const float *query, float *out, float *scratch) {
+  constexpr size_t stride = kAttendSpan;
+  const int d = seen.head_dim, positions = seen.prefix + seen.path_count;
+  float *scores = scratch;
+  Half *tile = reinterpret_cast<Half *>(scratch + N * stride);
+  float top[N], total[N];
+  for (int h = 0; h < N; ++h) {
+    top[h] = -std::numeric_limits<float>::infinity();
+    total[h] = 0.0f;
+  }
+  for (int i = 0; i < N * d; i += 16)
+    store(out + i, all(0.0f));
+  for (int first = 0; first < positions; first += kAttendSpan) {
+    const int count = positions - first < kAttendSpan ? positions - first : kAttendSpan;
+    for (int b = 0; b < count; b += kKeyBlock)
+      scores_of<N>(keys_of(seen, first + b, positions, tile), d, query, scores + b, stride);
+    for (int h = 0; h < N; ++h) {
+      float *s = scores + h * stride;
+      const int padded = (count + 15) / 16 * 16;
+      for (int j = count; j < padded; ++j)
+        s[j] = -std::numeric_limits<float>::infinity();
+      Lanes best = load(s);
+      for (int j = 16; j < padded; j += 16)
+        best = max(best, load(s + j));
+      const float span_top = highest(best), new_top = span_top > top[h] ? span_top : top[h];
+      if (first > 0 && new_top > top[h]) {
+        alignas(64) float factor[16];
+        store(factor, exponential(all(top[h] - new_top)));
+        total[h] *= factor[0];
+        for (int i = 0; i < d; i += 16)
+          store(out + h * d + i, load(out + h * d + i) * all(factor[0]));
+      }
+      top[h] = new_top;
+      total[h] += exponentials(s, padded, all(new_top));
+    }
+    int dim = 0;
+    for (; dim + 64 <= d; dim += 64)
+      mix<N, 4>(seen, first, count, scores, stride, dim, out);
+    for (; dim < d; dim += 16)
+      mix<N, 1>(seen, first, count, scores, stride, dim, out);
+  }
+  for (int h = 0; h < N; ++h)
+    for (int i = 0; i < d; i += 16)
+      store(out + h * d + i, load(out + h * d + i) / all(total[h]));
+}
+
+inline void attend(const Attended &seen, int heads, const float *query, float *out, float *scratch) {
+  const int d = seen.head_dim;
+  int h = 0;
+  for (; h + 4 <= heads; h += 4)
+    attend_some<4>(seen, query + h * d, out + h * d, scratch);
+  for (; h + 2 <= heads; h += 2)
+    attend_some<2>(seen, query + h * d, out + h * d, scratch);
+  for (; h < heads; ++h)
+    attend_some<1>(seen, query + h * d, out + h * d, scratch);
+}
+
+// --- the head ----------------------------------------------------------------------------------------------------
+
+inline void insert(Best *best, float score, int32_t index) {
+  int at = best->count < best->most ? best->count++ : best->most - 1;
+  for (; at > 0 && score > best->scores[at - 1]; --at) {
+    best->scores[at] = best->scores[at - 1];
+    best->indices[at] = best->indices[at - 1];
+  }
+  best->scores[at] = score;
+  best->indices[at] = index;
+}
+
+inline bool scan(const float *scores, int n, int32_t first, Best *best, float *top, float *total) {
+  constexpr float lowest = -std::numeric_limits<float>::infinity();
+  Lanes maximum = all(lowest);
+  bool finite = true;
+  auto look = [&](Lanes a, int at, int count) {
+    maximum = max(a, maximum);
+    const bool full = best->count == best->most;
+    if (full && !any_above(a, all(best->scores[best->most - 1])))
+      return;
+    for (int i = 0; i < count; ++i) // ascending indices: equal scores stay behind those that came first
+      if (best->count < best->most || scores[at + i] > best->scores[best->most - 1])
+        insert(best, scores[at + i], first + at + i);
+  };
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const Lanes a = load(scores + i);
+    finite &= all_finite(a);
+    look(a, i, 16);
+  }
+  alignas(64) float rest[16];
+  if (i < n) {
+    for (int k = 0; k < 16; ++k)
+      rest[k] = i + k < n ? scores[i + k] : lowest;
+    for (int k = i; k < n; ++k)
+      finite &= std::isfinite(scores[k]);
+    look(load(rest), i, n - i);
+  }
+  *top = highest(maximum);
+  Lanes sums = all(0.0f);
+  for (int k = 0; k + 16 <= n; k += 16)
+    sums = sums + exponential(load(scores + k) - all(*top));
+  if (i < n)
+    sums = sums + exponential(load(rest) - all(*top));
+  *total = sum(sums);
+  return finite;
+}
+
+// --- the embedding -----------------------------------------------------------------------------------------------
+
+inline void decode_row(const uint8_t *msb, const uint8_t *lsb, int row, int inputs, float *y) {
+  const int tiles = tiles_of(inputs), r = row % kTileRows;
+  msb += static_cast<size_t>(row / kTileRows) * tiles * kMsbTileBytes;
+  lsb += static_cast<size_t>(row / kTileRows) * tiles * kLsbTileBytes;
+  for (int k = 0; k < inputs; k += kGroup) {
+    const int group = k / kGroup % 2;
+    const uint8_t *m = msb + 256 * group + 4 * r, *l = lsb + 256 * group + 4 * r;
+    Half scales[16];
+    const uint8_t *stored = msb + 512 + 32 * group;
+    for (int i = 0; i < 16; ++i)
+      scales[i] = static_cast<Half>(stored[2 * i] | stored[2 * i + 1] << 8);
+    alignas(64) float wide[16];
+    store(wide, load_half(scales));
+    for (int j = 0; j < 4; ++j)
+      for (int i = 0; i < 4; ++i) {
+        const int low = ((m[64 * j + i] & 15) << 4) + (l[64 * j + i] >> 4) - 128;
+        const int high = (m[64 * j + i] & 0xf0) + (l[64 * j + i] & 15) - 128;
+        y[k + 4 * j + i] = static_cast<float>(low) * wide[r];
+        y[k + 16 + 4 * j + i] = static_cast<float>(high) * wide[r];
+      }
+    if (group == 1) {
+      msb += kMsbTileBytes;
+      lsb += kLsbTileBytes;
+    }
+  }
+}
+
+inline uint64_t read(const uint8_t *data, size_t bytes) {
+  uint64_t sums[8] = {};
+  const auto *words = reinterpret_cast<const uint64_t *>(data);
+  for (size_t i = 0; i < bytes / 8; i += 8)
+    for (size_t k = 0; k < 8; ++k)
+      sums[k] ^= words[i + k];
+  return sums[0] ^ sums[1] ^ sums[2] ^ sums[3] ^ sums[4] ^ sums[5] ^ sums[6] ^ sums[7];
+}
+
+} // namespace elmoe::ELMOE_ISA_NAMESPACE

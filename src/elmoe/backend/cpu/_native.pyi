@@ -1,0 +1,83 @@
+"""The C++ core of the CPU backend (native/src/bindings.cpp)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from elmoe.backend.protocol import Bool, Int32
+from elmoe.quant.bitnested import Float32, Int8, UInt8
+
+WeightBits = tuple[int, int, int]
+
+class Matrix:
+    def __init__(self, msb: UInt8, lsb: UInt8, outputs: int, inputs: int, bias: Float32 | None = None) -> None: ...
+
+class Model:
+    def __init__(self, vocab: int, hidden: int, moe_layers: int, experts: int, experts_per_tok: int) -> None: ...
+    def set_embedding(self, matrix: Matrix) -> None: ...
+    def set_head(self, matrix: Matrix, norm: Float32, eps: float) -> None: ...
+    def add_rope(self) -> int: ...
+    def extend_rope(self, rope: int, angles: Float32) -> None: ...
+    def add_layer(
+        self,
+        attention_norm: Float32,
+        attention_eps: float,
+        qkv: Matrix,
+        out: Matrix,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        rope: int,
+        query_norm: Float32 | None,
+        key_norm: Float32 | None,
+        head_eps: float,
+        ffn_norm: Float32,
+        ffn_eps: float,
+    ) -> None: ...
+    def set_mlp(self, gate_up: Matrix, down: Matrix) -> None: ...
+    def set_experts(
+        self,
+        moe_layer: int,
+        router: Float32,
+        experts_per_tok: int,
+        renormalize: bool,
+        inner: int,
+        msb_file: UInt8,
+        lsb_file: UInt8,
+        msb_offsets: npt.NDArray[np.int64],
+        lsb_offsets: npt.NDArray[np.int64],
+        msb_crc: npt.NDArray[np.uint32],
+        lsb_crc: npt.NDArray[np.uint32],
+    ) -> None: ...
+    def allocate(self, sequence: int, cells: int) -> None: ...
+    def release(self, sequence: int) -> None: ...
+    def move(self, sequence: int, source: Int32, destination: Int32) -> None: ...
+    def forward(
+        self,
+        tokens: Int32,
+        sequences: Int32,
+        positions: Int32,
+        cells: Int32,
+        prefix: Int32,
+        path: Int32,
+        wanted: Int32,
+        pool: Bool | None,
+        bits: WeightBits,
+        experts_per_tok: int,
+        best: int,
+    ) -> tuple[Float32, Int32, Float32, Float32, npt.NDArray[np.int16], Bool, bool, tuple[Any, int, int] | None]: ...
+    def phase_seconds(self) -> dict[str, float]: ...
+    @property
+    def isa(self) -> str: ...
+
+def quantize(x: Float32, isa: str = "") -> tuple[Int8, Float32]: ...
+def linear(matrix: Matrix, x: Float32, bits: WeightBits, isa: str = "") -> Float32: ...
+def time_linear(
+    matrices: Sequence[Matrix], x: Float32, bits: WeightBits, repeats: int, isa: str = ""
+) -> list[float]: ...
+def time_reads(bytes: int, repeats: int) -> list[float]: ...
+def crc32(data: UInt8) -> int: ...
+def threads() -> int: ...
+def isas() -> list[str]: ...

@@ -1,0 +1,133 @@
+"""The CPU backend: one native call per forward pass, at the speed of the memory.
+
+The C++ core (`native/`) walks the layer program, groups rows by expert, reads every distinct expert once and adds
+everything in an order that depends on the row alone, so a row's logits are bit-identical in any batch, tree and number
+of threads. Environment: ELMOE_NUM_THREADS (default: the physical cores that affinity mask and cgroup allow), ELMOE_ISA
+(avx512, avx2_vnni, avx2, portable; default: the best that the machine has).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from elmoe.backend.cpu import _native
+from elmoe.backend.cpu.build import build_model
+from elmoe.backend.protocol import BestLogits, Bool, DraftQuality, ForwardResult, Int32, Rows
+from elmoe.backend.rope import ROPE_BLOCK, rope_block
+from elmoe.backend.traffic import count_traffic
+from elmoe.checkpoint.folder import Checkpoint
+from elmoe.checkpoint.layout import expert_title
+from elmoe.errors import CapacityError, CheckpointError, ConfigError
+from elmoe.models.footprint import footprint
+from elmoe.quant.bitnested import STORED_DRAFT_BITS, Treatment
+
+WeightBits = tuple[int, int, int]
+"""(kind, bits kept, bits set) of a code's unsigned byte; see `WeightBits` in native/src/kernels.h."""
+
+MSB_PLANE, BOTH_PLANES, MASKED = 0, 1, 2
+TARGET_BITS: WeightBits = (BOTH_PLANES, 255, 0)
+
+
+class CpuBackend:
+    """See `elmoe.backend.protocol.Backend`."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.shape = checkpoint.shape
+        self.footprint = footprint(checkpoint.shape, checkpoint.program)
+        try:
+            self._model, self._ropes = build_model(checkpoint)
+            self.threads = _native.threads()
+        except ValueError as error:  # ELMOE_ISA or ELMOE_NUM_THREADS
+            raise ConfigError(str(error)) from error
+        self._rope_blocks = 0
+
+    @property
+    def isa(self) -> str:
+        """The instruction-set path that computes."""
+        return self._model.isa
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Seconds spent in each phase of a layer, summed over all passes so far (as the first thread saw them)."""
+        return self._model.phase_seconds()
+
+    def allocate(self, sequence: int, cells: int) -> None:
+        """Give `sequence` a KV cache of `cells` cells: FP16, memory taken as cells are written.
+
+        Raises CapacityError when there is no address space left for it.
+        """
+        while self._rope_blocks * ROPE_BLOCK < cells:
+            for rope, number in self._ropes.items():
+                self._model.extend_rope(number, rope_block(rope, self._rope_blocks))
+            self._rope_blocks += 1
+        try:
+            self._model.allocate(sequence, cells)
+        except MemoryError:
+            raise CapacityError(f"no memory for a KV cache of {cells} tokens") from None
+
+    def release(self, sequence: int) -> None:
+        """Drop the KV cache of `sequence`."""
+        self._model.release(sequence)
+
+    def move(self, sequence: int, source: Int32, destination: Int32) -> None:
+        """Copy KV cells ``source[i] -> destination[i]``, as if all at once."""
+        self._model.move(sequence, source, destination)
+
+    def forward(self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None) -> ForwardResult:
+        """Run the model over `rows`; see `Backend.forward`.
+
+        Raises CheckpointError for a damaged expert (found when it is first read) or logits that are not finite,
+        ConfigError for a draft quality that only the reference backend has.
+        """
+        most = self.shape.experts_per_tok
+        logits, tokens, best, log_total, experts, read, finite, damage = self._model.forward(
+            rows.tokens,
+            rows.sequences,
+            rows.positions,
+            rows.cells,
+            rows.prefix,
+            rows.path,
+            rows.logits,
+            pool if draft is not None else None,
+            TARGET_BITS if draft is None else weight_bits(draft),
+            most if draft is None else min(draft.experts_per_tok or most, most),
+            min(rows.best, self.shape.vocab),
+        )
+        if damage is not None:
+            raise CheckpointError(
+                f"{self.checkpoint.path.name}: {expert_title(*damage)} is damaged (CRC-32 mismatch); "
+                "convert the source again"
+            )
+        if not finite:
+            raise CheckpointError(f"{self.checkpoint.path.name}: logits are not finite; the weights are damaged")
+        return ForwardResult(
+            logits=logits,
+            experts=experts,
+            read=read,
+            traffic=count_traffic(self.footprint, rows, read, pool, draft),
+            best=BestLogits(tokens, best, log_total) if rows.best else None,
+        )
+
+
+def weight_bits(quality: DraftQuality) -> WeightBits:
+    """How the kernels see the weights of a draft.
+
+    The stored width reads MSB planes alone; other LSB-augmented widths mask the merged byte (code + 128): the upper
+    `bits` are kept and the next lower one is set. Raises ConfigError for the treatments that only exist to be compared.
+    """
+    if quality.bits == 8:
+        return TARGET_BITS
+    if quality.treatment is not Treatment.AUGMENT:
+        raise ConfigError(
+            f"the cpu backend drafts with LSB-augmented weights only, not {quality.treatment.value}; "
+            "use --backend reference to compare treatments"
+        )
+    if quality.bits == STORED_DRAFT_BITS:
+        return MSB_PLANE, 255, 0
+    dropped = 8 - quality.bits
+    return MASKED, 255 >> dropped << dropped, 1 << (dropped - 1)
+
+
+def read_bandwidth(size_bytes: int = 1 << 30, repeats: int = 5) -> float:
+    """Median rate, in GB/s, at which all threads of the backend read `size_bytes` of memory."""
+    return size_bytes / 1e9 / float(np.median(_native.time_reads(size_bytes, repeats)))

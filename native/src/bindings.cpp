@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -120,7 +121,7 @@ public:
     layer.attention_norm = {keep(attention_norm), attention_eps};
     layer.ffn_norm = {keep(ffn_norm), ffn_eps};
     Attention &a = layer.attention;
-    a = {keep(qkv), keep(out), heads, kv_heads, head_dim, {}, {}, rope};
+    a = {keep(qkv), keep(out), heads, kv_heads, head_dim, {}, {}, rope, static_cast<float>(std::pow(head_dim, -0.5))};
     if (query_norm)
       a.query_norm = {keep(*query_norm), head_eps};
     if (key_norm)

@@ -77,12 +77,18 @@ struct Kernels {
   void (*gate)(const float *gate_up, int n, float *y);
   // y = sum over k, in order, of weight[k] * x[k][n]; then y += base.
   void (*combine)(const float *const *x, const float *weight, int count, int n, float *y);
+  // y += x [n]; n is a multiple of 16.
+  void (*add)(const float *x, int n, float *y);
+  // Rotary embedding of one head in place, pairs (i, i + d/2), then times `factor`; d/2 is a multiple of 16.
+  void (*rotate)(const float *cosine, const float *sine, float factor, int d, float *x);
   // x [n], already rotated and normed, into key cell `cell` (interleaved) or value cell; saturating FP16.
   void (*store_key)(const float *x, int head_dim, int cell, Half *keys);
   void (*store_value)(const float *x, int head_dim, Half *value);
   // Softmax attention of `heads` query heads [heads][head_dim] (scaled) that share keys and values -> out, same shape.
   // scratch: attend_scratch(heads, head_dim) floats.
   void (*attend)(const Attended &seen, int heads, const float *query, float *out, float *scratch);
+  // Begins to fetch what `attend` will read of a prefix of this length.
+  void (*fetch)(const Attended &seen);
   // Scan n scores beginning with index `first`: merge into `best`; *max and *sum get the largest and
   // sum(exp(score - max)). False if a score is not finite.
   bool (*scan)(const float *scores, int n, int32_t first, Best *best, float *max, float *sum);

@@ -11,6 +11,6 @@ namespace elmoe::avx2 {
 
 extern const Kernels table;
 const Kernels table = {"avx2", kMaxRows, matmul,   quantize,  rms_norm,    dot_rows, softmax,
-                       gate,     combine,  store_key, store_value, attend, scan, decode_row, read};
+                       gate,     combine,  add, rotate, store_key, store_value, attend, fetch, scan, decode_row, read};
 
 } // namespace elmoe::avx2

@@ -70,6 +70,6 @@ void matmul_rows(WeightBits bits, const uint8_t *msb, const uint8_t *lsb, int bl
 
 extern const Kernels table;
 const Kernels table = {"portable", kMaxRows, matmul,   quantize,  rms_norm,    dot_rows, softmax,
-                       gate,     combine,  store_key, store_value, attend, scan, decode_row, read};
+                       gate,     combine,  add, rotate, store_key, store_value, attend, fetch, scan, decode_row, read};
 
 } // namespace elmoe::portable

@@ -40,7 +40,8 @@ struct Attention {
   Matrix qkv, out;
   int heads = 0, kv_heads = 0, head_dim = 0;
   Norm query_norm, key_norm;
-  int rope = 0; // index into Model::ropes
+  int rope = 0;          // index into Model::ropes
+  float score_scale = 0; // 1 / sqrt(head_dim)
 };
 
 // Experts with a router, or (experts == 0) one gated MLP that every row takes.

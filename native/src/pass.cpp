@@ -39,6 +39,12 @@ void add_bias(const Matrix &matrix, int first_block, int blocks, int rows, float
       y[static_cast<size_t>(m) * stride + static_cast<size_t>(i - first)] += matrix.bias[i];
 }
 
+// The part of M packed rows that begins with a group.
+PackedRows from_group(const PackedRows &rows, int group, int M) {
+  const size_t at = static_cast<size_t>(group) * static_cast<size_t>(M);
+  return {rows.codes + at * kGroup, rows.scales + at, rows.offsets + at};
+}
+
 // Row m of M packed rows -> row n of N.
 void copy_row(const PackedRows &from, int m, int M, const PackedRows &to, int n, int N, int groups) {
   for (int g = 0; g < groups; ++g) {
@@ -77,9 +83,10 @@ void Workspace::lap(Phase phase, int t) {
   last_lap_ = time;
 }
 
-void Workspace::quantize_row(const float *x, int inputs, int r, int rows, const Packed &into) const {
-  const int first = chunk_first(r);
-  k_.quantize(x, inputs, in_->bits.excess(), r - first, chunk_rows(first, rows), into.chunk(first));
+// `inputs` values, from group `group` of row r on, of `rows` rows.
+void Workspace::quantize_part(const float *x, int inputs, int group, int r, int rows, const Packed &into) const {
+  const int first = chunk_first(r), together = chunk_rows(first, rows);
+  k_.quantize(x, inputs, in_->bits.excess(), r - first, together, from_group(into.chunk(first), group, together));
 }
 
 // --- the whole -----------------------------------------------------------------------------------------------------
@@ -89,8 +96,11 @@ void Workspace::run(const PassInput &in, PassOutput &out, ThreadPool &pool) {
   in_ = &in;
   out_ = &out;
   caches_.clear();
-  for (int r = 0; r < in.rows; ++r)
+  independent_ = true;
+  for (int r = 0; r < in.rows; ++r) {
     caches_.push_back(model_.sequences.at(in.sequences[r]).get());
+    independent_ = independent_ && (r == 0 || in.sequences[r] != in.sequences[r - 1]);
+  }
   grow();
   finite_ = true;
   damaged_ = false;
@@ -256,7 +266,7 @@ void Workspace::norm_rows(const Norm &norm, int t) {
     if (pending_)
       combine_row(r, x_row(r));
     k_.rms_norm(x_row(r), norm.weight, norm.eps, model_.hidden, normed_row(r));
-    quantize_row(normed_row(r), model_.hidden, r, in_->rows, packed_);
+    quantize_part(normed_row(r), model_.hidden, 0, r, in_->rows, packed_);
   }
 }
 
@@ -273,94 +283,92 @@ void Workspace::attention(int index, int t) {
       add_bias(a.qkv, b, blocks, rows, y, qkv_stride_);
     }
   });
-  barrier_.wait();
-  lap(Phase::qkv, t);
-
-  rope_and_store(index, t);
-  barrier_.wait([&] {
+  auto share_heads = [&] {
     pending_ = false;
     queue_.fill(R * a.kv_heads, [&](int task) { return in_->prefix[task / a.kv_heads] + 32; });
-  });
-  lap(Phase::rope, t);
+  };
+  if (!independent_) { // rows of one sequence see each other's keys: all are stored before any row looks
+    barrier_.wait([&] { queue_.fill(R * a.kv_heads); });
+    lap(Phase::qkv, t);
+    queue_.drain(t, [&](int task) { store_keys(index, task / a.kv_heads, task % a.kv_heads); });
+  }
+  barrier_.wait(share_heads);
+  lap(independent_ ? Phase::qkv : Phase::rope, t);
 
-  attend(index, t);
-  barrier_.wait();
-  for (int r = t; r < R; r += threads_)
-    quantize_row(&mixed_[static_cast<size_t>(r * a.heads) * static_cast<size_t>(a.head_dim)], a.out.inputs, r, R,
-                 packed_);
+  const int width = a.heads / a.kv_heads * a.head_dim; // of the heads that share keys
+  const bool whole_tiles = width % kTileInputs == 0;
+  queue_.drain(t, [&](int task) {
+    const int r = task / a.kv_heads, kv = task % a.kv_heads;
+    const Attended seen = attended(index, r, kv);
+    if (independent_) {
+      k_.fetch(seen);
+      store_keys(index, r, kv);
+    }
+    k_.attend(seen, a.heads / a.kv_heads, &qkv_[static_cast<size_t>(r) * qkv_stride_ + static_cast<size_t>(kv * width)],
+              mixed_row(r, a) + kv * width, own_[static_cast<size_t>(t)].attention.data());
+    if (whole_tiles)
+      quantize_part(mixed_row(r, a) + kv * width, width, kv * width / kGroup, r, R, packed_);
+  });
+  if (!whole_tiles) {
+    barrier_.wait();
+    for (int r = t; r < R; r += threads_)
+      quantize_part(mixed_row(r, a), a.out.inputs, 0, r, R, packed_);
+  }
   barrier_.wait([&] { fill_units(a.out); });
   lap(Phase::attend, t);
 
   float *products = own_[static_cast<size_t>(t)].products.data();
   queue_.drain(t, [&](int unit) {
-    const int b = unit * unit_, blocks = std::min(unit_, a.out.blocks() - b);
-    const size_t stride = static_cast<size_t>(blocks) * kTileRows, column = static_cast<size_t>(b) * kTileRows;
+    const int b = unit * unit_, blocks = std::min(unit_, a.out.blocks() - b), columns = blocks * kTileRows;
     for (int first = 0; first < R; first += max_rows_) {
       const int rows = chunk_rows(first, R);
       k_.matmul(in_->bits, rows, a.out.msb_block(b), a.out.lsb_block(b), blocks, a.out.tiles(), packed_.chunk(first),
-                products, stride);
-      add_bias(a.out, b, blocks, rows, products, stride);
-      for (int m = 0; m < rows; ++m) {
-        float *x = x_row(first + m) + column;
-        for (size_t i = 0; i < stride; ++i)
-          x[i] += products[static_cast<size_t>(m) * stride + i];
-      }
+                products, static_cast<size_t>(columns));
+      add_bias(a.out, b, blocks, rows, products, static_cast<size_t>(columns));
+      for (int m = 0; m < rows; ++m)
+        k_.add(products + static_cast<size_t>(m) * static_cast<size_t>(columns), columns,
+               x_row(first + m) + static_cast<size_t>(b) * kTileRows);
     }
   });
   barrier_.wait();
   lap(Phase::out, t);
 }
 
-void Workspace::rope_and_store(int index, int t) {
+// Norms, rotates and stores what one row contributes to one key-value head; its query heads too.
+void Workspace::store_keys(int index, int r, int kv) {
   const Attention &a = model_.layers[static_cast<size_t>(index)].attention;
   const RopeTable &rope = model_.ropes[static_cast<size_t>(a.rope)];
-  const int d = a.head_dim, shared = a.heads / a.kv_heads;
-  const auto scale = static_cast<float>(std::pow(d, -0.5));
-  for (int task = t; task < in_->rows * a.kv_heads; task += threads_) {
-    const int r = task / a.kv_heads, kv = task % a.kv_heads, position = in_->positions[r], cell = in_->cells[r];
-    const float *cosine = rope.cosines_at(position), *sine = rope.sines_at(position);
-    float *row = &qkv_[static_cast<size_t>(r) * qkv_stride_];
-    auto turn = [&](float *x, const Norm &norm, float factor) {
-      if (norm.weight)
-        k_.rms_norm(x, norm.weight, norm.eps, d, x);
-      for (int i = 0; i < d / 2; ++i) {
-        const float low = x[i], high = x[i + d / 2];
-        x[i] = (low * cosine[i] - high * sine[i]) * factor;
-        x[i + d / 2] = (high * cosine[i] + low * sine[i]) * factor;
-      }
-    };
-    for (int h = kv * shared; h < (kv + 1) * shared; ++h)
-      turn(row + h * d, a.query_norm, scale);
-    float *key = row + (a.heads + kv) * d;
-    turn(key, a.key_norm, 1.0f);
-    const KvCache &cache = *caches_[static_cast<size_t>(r)];
-    k_.store_key(key, d, cell, cache.keys(index, kv));
-    k_.store_value(row + (a.heads + a.kv_heads + kv) * d, d,
-                   cache.values(index, kv) + static_cast<size_t>(cell) * static_cast<size_t>(d));
-  }
+  const int d = a.head_dim, shared = a.heads / a.kv_heads, position = in_->positions[r], cell = in_->cells[r];
+  const float *cosine = rope.cosines_at(position), *sine = rope.sines_at(position);
+  float *row = &qkv_[static_cast<size_t>(r) * qkv_stride_];
+  auto turn = [&](float *x, const Norm &norm, float factor) {
+    if (norm.weight)
+      k_.rms_norm(x, norm.weight, norm.eps, d, x);
+    k_.rotate(cosine, sine, factor, d, x);
+  };
+  for (int h = kv * shared; h < (kv + 1) * shared; ++h)
+    turn(row + h * d, a.query_norm, a.score_scale);
+  float *key = row + (a.heads + kv) * d;
+  turn(key, a.key_norm, 1.0f);
+  const KvCache &cache = *caches_[static_cast<size_t>(r)];
+  k_.store_key(key, d, cell, cache.keys(index, kv));
+  k_.store_value(row + (a.heads + a.kv_heads + kv) * d, d,
+                 cache.values(index, kv) + static_cast<size_t>(cell) * static_cast<size_t>(d));
 }
 
-void Workspace::attend(int index, int t) {
-  const Attention &a = model_.layers[static_cast<size_t>(index)].attention;
-  const int d = a.head_dim, shared = a.heads / a.kv_heads;
-  queue_.drain(t, [&](int task) {
-    const int r = task / a.kv_heads, kv = task % a.kv_heads;
-    const KvCache &cache = *caches_[static_cast<size_t>(r)];
-    Attended seen{cache.keys(index, kv), cache.values(index, kv), d, in_->prefix[r],
-                  in_->path + static_cast<size_t>(r) * static_cast<size_t>(in_->path_width), 0};
-    int end = 0;
-    while (end < in_->path_width && seen.path[end] >= 0)
-      ++end;
-    int skip = 0; // path cells that go on where the prefix ends are read like a prefix
-    while (skip < end && seen.path[skip] == seen.prefix + skip)
-      ++skip;
-    seen.prefix += skip;
-    seen.path += skip;
-    seen.path_count = end - skip;
-    k_.attend(seen, shared, &qkv_[static_cast<size_t>(r) * qkv_stride_ + static_cast<size_t>(kv * shared * d)],
-              &mixed_[static_cast<size_t>(r * a.heads + kv * shared) * static_cast<size_t>(d)],
-              own_[static_cast<size_t>(t)].attention.data());
-  });
+Attended Workspace::attended(int index, int r, int kv) const {
+  const KvCache &cache = *caches_[static_cast<size_t>(r)];
+  Attended seen{cache.keys(index, kv), cache.values(index, kv), model_.layers[static_cast<size_t>(index)].attention.head_dim,
+                in_->prefix[r], in_->path + static_cast<size_t>(r) * static_cast<size_t>(in_->path_width), 0};
+  int end = 0;
+  while (end < in_->path_width && seen.path[end] >= 0)
+    ++end;
+  int skip = 0; // path cells that go on where the prefix ends are read like a prefix
+  while (skip < end && seen.path[skip] == seen.prefix)
+    ++seen.prefix, ++skip;
+  seen.path += skip;
+  seen.path_count = end - skip;
+  return seen;
 }
 
 // --- experts --------------------------------------------------------------------------------------------------------
@@ -372,20 +380,29 @@ bool Workspace::route(const Feedforward &ffn, int t) {
     for (int r = 0; r < in_->rows; ++r)
       k_.dot_rows(normed_row(r), ffn.router + static_cast<size_t>(first) * static_cast<size_t>(D), last - first, D,
                   score_row(r) + first);
-    barrier_.wait([&] { used_ = in_->experts_per_tok; });
-    for (int r = t; r < in_->rows; r += threads_)
-      choose(ffn, r);
-  }
-  barrier_.wait([&] {
-    if (ffn.experts == 0) {
+    const bool few = in_->rows <= threads_; // then one thread is done sooner than all have met again
+    barrier_.wait([&] {
+      used_ = in_->experts_per_tok;
+      for (int r = 0; few && r < in_->rows; ++r)
+        choose(ffn, r);
+      if (few)
+        group(ffn);
+    });
+    if (!few) {
+      for (int r = t; r < in_->rows; r += threads_)
+        choose(ffn, r);
+      barrier_.wait([&] { group(ffn); });
+    }
+  } else {
+    barrier_.wait([&] {
       used_ = 1;
       for (int r = 0; r < in_->rows; ++r) {
         chosen_[static_cast<size_t>(r)] = 0;
         weights_[static_cast<size_t>(r)] = 1.0f;
       }
-    }
-    group(ffn);
-  });
+      group(ffn);
+    });
+  }
   own_[static_cast<size_t>(t)].packed_expert = -1;
   lap(Phase::route, t);
   return unchecked_.empty() || check_experts(ffn, t);
@@ -524,11 +541,7 @@ void Workspace::gate_up(const Feedforward &ffn, int t) {
       const int rows = chunk_rows(c, a.count);
       k_.matmul(in_->bits, rows, w.msb_block(b), w.lsb_block(b), blocks, tiles, input.chunk(c), products, stride);
       const int inner = blocks * kTileRows / 2;
-      PackedRows into = inner_.chunk(a.first + c);
-      const size_t group = static_cast<size_t>(b * kTileRows / 2 / kGroup) * static_cast<size_t>(rows);
-      into.codes += group * kGroup;
-      into.scales += group;
-      into.offsets += group;
+      const PackedRows into = from_group(inner_.chunk(a.first + c), b * kTileRows / 2 / kGroup, rows);
       for (int m = 0; m < rows; ++m) {
         k_.gate(products + static_cast<size_t>(m) * stride, inner, gated);
         k_.quantize(gated, inner, in_->bits.excess(), m, rows, into);
@@ -563,7 +576,7 @@ void Workspace::head(int t) {
     if (pending_)
       combine_row(r, y);
     k_.rms_norm(y, model_.final_norm.weight, model_.final_norm.eps, model_.hidden, y);
-    quantize_row(y, model_.hidden, q, Q, packed_);
+    quantize_part(y, model_.hidden, 0, q, Q, packed_);
   }
   barrier_.wait([&] { queue_.fill(head_chunks_); });
   float *products = own_[static_cast<size_t>(t)].products.data();

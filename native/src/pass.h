@@ -77,8 +77,8 @@ private:
   bool layer(int index, int t);
   void norm_rows(const Norm &norm, int t);
   void attention(int index, int t);
-  void rope_and_store(int index, int t);
-  void attend(int index, int t);
+  void store_keys(int index, int r, int kv);
+  Attended attended(int index, int r, int kv) const;
   bool route(const Feedforward &ffn, int t);
   void choose(const Feedforward &ffn, int row);
   void group(const Feedforward &ffn);
@@ -95,7 +95,8 @@ private:
   float *score_row(int r) const { return &scores_[static_cast<size_t>(r) * score_stride_]; }
   int chunk_first(int r) const { return r / max_rows_ * max_rows_; }
   int chunk_rows(int first, int rows) const { return rows - first < max_rows_ ? rows - first : max_rows_; }
-  void quantize_row(const float *x, int inputs, int r, int rows, const Packed &into) const;
+  void quantize_part(const float *x, int inputs, int group, int r, int rows, const Packed &into) const;
+  float *mixed_row(int r, const Attention &a) const { return &mixed_[static_cast<size_t>(r * a.heads) * static_cast<size_t>(a.head_dim)]; }
   void combine_row(int r, float *y) const;
   void fill_units(const Matrix &matrix);
 
@@ -107,6 +108,7 @@ private:
   const PassInput *in_ = nullptr;
   PassOutput *out_ = nullptr;
   std::vector<KvCache *> caches_; // of each row
+  bool independent_ = false;      // every row is of another sequence
 
   size_t width_ = 0, qkv_stride_ = 0, score_stride_ = 0; // floats of a row
   Scratch<float> x_, normed_, qkv_, mixed_, scores_, expert_out_;

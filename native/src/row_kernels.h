@@ -147,6 +147,20 @@ inline void combine(const float *const *x, const float *weight, int count, int n
   }
 }
 
+inline void add(const float *x, int n, float *y) {
+  for (int i = 0; i < n; i += 16)
+    store(y + i, load(y + i) + load(x + i));
+}
+
+inline void rotate(const float *cosine, const float *sine, float factor, int d, float *x) {
+  const Lanes scale = all(factor);
+  for (int i = 0; i < d / 2; i += 16) {
+    const Lanes low = load(x + i), high = load(x + i + d / 2), c = load(cosine + i), s = load(sine + i);
+    store(x + i, (low * c - high * s) * scale);
+    store(x + i + d / 2, (high * c + low * s) * scale);
+  }
+}
+
 inline Lanes saturated(Lanes x) { return max(min(x, all(kLargestHalf)), all(-kLargestHalf)); }
 
 inline void store_key(const float *x, int head_dim, int cell, Half *keys) {
@@ -290,6 +304,16 @@ inline void attend(const Attended &seen, int heads, const float *query, float *o
     attend_some<2>(seen, query + h * d, out + h * d, scratch);
   for (; h < heads; ++h)
     attend_some<1>(seen, query + h * d, out + h * d, scratch);
+}
+
+// The keys and values of a prefix, as far as they are worth fetching ahead: the hardware follows a long run by itself.
+inline void fetch(const Attended &seen) {
+  constexpr size_t most = 8 << 10;
+  const size_t bytes = static_cast<size_t>(seen.prefix) * static_cast<size_t>(seen.head_dim) * sizeof(Half);
+  for (size_t at = 0; at < bytes && at < most; at += 64) {
+    __builtin_prefetch(reinterpret_cast<const char *>(seen.keys) + at);
+    __builtin_prefetch(reinterpret_cast<const char *>(seen.values) + at);
+  }
 }
 
 // --- the head ----------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ namespace {
 // Long enough to bridge the Python between two passes of a small model, short enough not to heat an idle machine.
 constexpr auto kSpin = std::chrono::microseconds(400);
 constexpr int kMaxThreads = 512;
+// Then a waiting thread offers its CPU to others at every look: the thread that it waits for may need it.
+constexpr int kSpinsBeforeYield = 1500;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -81,7 +83,7 @@ int default_threads() {
 void Barrier::spin_until_changed(uint32_t generation) const {
   for (int spins = 0; generation_.load(std::memory_order_acquire) == generation; ++spins) {
     relax();
-    if (spins > 20000) // about 200 microseconds: somebody else has the CPU of the thread that we wait for
+    if (spins > kSpinsBeforeYield)
       sched_yield();
   }
 }
@@ -156,7 +158,7 @@ void ThreadPool::start() {
 void ThreadPool::finish() {
   for (int spins = 0; working_.load(std::memory_order_acquire) > 0; ++spins) {
     relax();
-    if (spins > 20000)
+    if (spins > kSpinsBeforeYield)
       sched_yield();
   }
 }

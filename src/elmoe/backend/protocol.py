@@ -9,7 +9,7 @@ other rows of the pass are (design, decision 3).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,10 @@ class DraftQuality:
             )
         if self.experts_per_tok is not None and self.experts_per_tok < 1:
             raise ConfigError(f"draft experts per token must be at least 1, not {self.experts_per_tok}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"bits": self.bits, "treatment": self.treatment.value, "experts_per_tok": self.experts_per_tok}
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ def count_traffic(sizes: Footprint, rows: Rows, read: Bool, pool: Bool | None, d
     A draft reads as many bits as it is wide, those below the stored MSB planes from the slow tier; a target reads all.
     Source: placement order of the paper, "Elastic-SD, one serving step".
     """
-    pooled = read if pool is None else read & pool
-    inside, outside = int(pooled.sum()), int((read & ~pooled).sum())
+    inside = int(np.count_nonzero(read if pool is None else read & pool))
+    outside = int(np.count_nonzero(read)) - inside
     if draft is None:
         fast = sizes.dense + inside * sizes.expert_msb
         slow = inside * sizes.expert_lsb + outside * (sizes.expert_msb + sizes.expert_lsb)
@@ -32,9 +32,12 @@ def count_traffic(sizes: Footprint, rows: Rows, read: Bool, pool: Bool | None, d
 
 def _cells_seen(rows: Rows) -> int:
     """Distinct KV cells that attention reads: the longest prefix of each sequence, and its rows' own path cells."""
-    total = 0
-    for sequence in np.unique(rows.sequences):
-        mine = rows.sequences == sequence
-        branch = rows.path[mine]
-        total += int(rows.prefix[mine].max()) + len(np.unique(branch[branch >= 0]))
+    if rows.count == 1:
+        return int(rows.prefix[0]) + int(np.count_nonzero(rows.path >= 0))
+    sequences = rows.sequences
+    first = np.concatenate([[0], np.flatnonzero(sequences[1:] != sequences[:-1]) + 1])  # rows of one are adjacent
+    total = int(np.maximum.reduceat(rows.prefix, first).sum())
+    if rows.path.shape[1]:
+        cells = np.sort((sequences.astype(np.int64)[:, None] << 32 | rows.path)[rows.path >= 0])
+        total += int(np.count_nonzero(cells[1:] != cells[:-1])) + (len(cells) > 0)
     return total

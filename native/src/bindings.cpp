@@ -8,11 +8,13 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <unistd.h>
 
 #include "crc32.h"
 #include "model.h"
@@ -173,13 +175,17 @@ public:
   }
 
   void allocate(int sequence, int cells) {
-    for (const RopeTable &rope : model_.ropes)
-      if (rope.positions() < cells)
-        throw std::invalid_argument("rotary angles are missing for some of the cells");
+    const Alone alone(*this);
+    if (cells < 1)
+      throw std::invalid_argument("a KV cache needs at least one cell");
     model_.sequences[sequence] = std::make_unique<KvCache>(model_.layers, cells);
   }
-  void release(int sequence) { model_.sequences.erase(sequence); }
+  void release(int sequence) {
+    const Alone alone(*this);
+    model_.sequences.erase(sequence);
+  }
   void move(int sequence, In<int32_t, 1> source, In<int32_t, 1> destination) {
+    const Alone alone(*this);
     const auto found = model_.sequences.find(sequence);
     if (found == model_.sequences.end() || source.size() != destination.size())
       throw std::invalid_argument("no such sequence, or unequal numbers of cells");
@@ -193,6 +199,7 @@ public:
   nb::tuple forward(In<int32_t, 1> tokens, In<int32_t, 1> sequences, In<int32_t, 1> positions, In<int32_t, 1> cells,
                     In<int32_t, 1> prefix, In<int32_t, 2> path, In<int32_t, 1> wanted,
                     std::optional<In<bool, 2>> pool, std::tuple<int, int, int> bits, int experts_per_tok, int best) {
+    const Alone alone(*this);
     const size_t rows = tokens.size();
     for (size_t n : {sequences.size(), positions.size(), cells.size(), prefix.size(), path.shape(0)})
       if (n != rows)
@@ -230,12 +237,12 @@ public:
     out.read = reinterpret_cast<uint8_t *>(read.data());
     {
       nb::gil_scoped_release others_may_run;
-      ThreadPool &pool_of_threads = ThreadPool::shared();
-      if (!workspace_ || workspace_threads_ != pool_of_threads.size()) {
-        workspace_ = std::make_unique<Workspace>(model_, pool_of_threads.size());
-        workspace_threads_ = pool_of_threads.size();
+      ThreadPool &threads = ThreadPool::shared();
+      if (pool_ != &threads) { // the first pass, or the first in a forked child
+        workspace_ = std::make_unique<Workspace>(model_, threads.size());
+        pool_ = &threads;
       }
-      workspace_->run(in, out, pool_of_threads);
+      workspace_->run(in, out, threads);
     }
     nb::object damage = nb::none();
     if (out.damaged_expert >= 0)
@@ -253,6 +260,23 @@ public:
   const char *isa() const { return model_.kernels->name; }
 
 private:
+  // A model is used by one thread at a time; a second one is told so instead of being let in.
+  class Alone {
+  public:
+    explicit Alone(BoundModel &model) : model_(model) {
+      const pid_t self = getpid();
+      if (model.user_.exchange(self) == self) {
+        throw std::runtime_error("the model is in use by another thread; give each thread an engine of its own");
+      }
+    }
+    ~Alone() { model_.user_ = 0; }
+    Alone(const Alone &) = delete;
+    Alone &operator=(const Alone &) = delete;
+
+  private:
+    BoundModel &model_;
+  };
+
   Matrix keep(const BoundMatrix &m) {
     arrays_.push_back(nb::cast(m.msb));
     arrays_.push_back(nb::cast(m.lsb));
@@ -268,7 +292,8 @@ private:
   Model model_;
   std::vector<nb::object> arrays_; // what the pointers of model_ point into
   std::unique_ptr<Workspace> workspace_;
-  int workspace_threads_ = 0;
+  ThreadPool *pool_ = nullptr;    // that workspace_ was made for
+  std::atomic<pid_t> user_{0};    // process that has a call running; a forked child finds its parent's
 };
 
 // --- kernels one by one -------------------------------------------------------------------------------------------

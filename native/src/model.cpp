@@ -1,9 +1,17 @@
 #include "model.h"
 
 namespace elmoe {
+namespace {
+
+constexpr int kMostCells = 1 << 30;
+
+} // namespace
 
 KvCache::KvCache(const std::vector<Layer> &layers, int cells)
-    : cells_(cells), padded_((cells + kKeyBlock - 1) / kKeyBlock * kKeyBlock) {
+    : cells_(cells), padded_(0) {
+  if (cells > kMostCells)
+    throw std::bad_alloc();
+  padded_ = (cells + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
   size_t halves = 0;
   for (const Layer &layer : layers) {
     const Attention &a = layer.attention;

@@ -70,6 +70,7 @@ public:
   Half *keys(int layer, int kv_head) const; // [cells / 16][head_dim][16]
   Half *values(int layer, int kv_head) const;
   void move(const int32_t *source, const int32_t *destination, int count);
+  uint64_t last_pass = 0; // number of the last pass that had rows of this sequence
 
 private:
   struct Place {

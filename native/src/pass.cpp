@@ -72,8 +72,8 @@ PackedRows Packed::chunk(int first) const {
 }
 
 Workspace::Workspace(Model &model, int threads)
-    : model_(model), k_(*model.kernels), threads_(threads), max_rows_(model.kernels->max_rows), barrier_(threads),
-      queue_(threads), own_(static_cast<size_t>(threads)) {}
+    : model_(model), k_(*model.kernels), max_rows_(model.kernels->max_rows), queue_(threads),
+      own_(static_cast<size_t>(threads)) {}
 
 void Workspace::lap(Phase phase, int t) {
   if (t != 0)
@@ -97,16 +97,49 @@ void Workspace::run(const PassInput &in, PassOutput &out, ThreadPool &pool) {
   out_ = &out;
   caches_.clear();
   independent_ = true;
+  ++passes_;
   for (int r = 0; r < in.rows; ++r) {
-    caches_.push_back(model_.sequences.at(in.sequences[r]).get());
-    independent_ = independent_ && (r == 0 || in.sequences[r] != in.sequences[r - 1]);
+    KvCache *cache = model_.sequences.at(in.sequences[r]).get();
+    if (r > 0 && cache == caches_.back())
+      independent_ = false;
+    else if (cache->last_pass == passes_)
+      throw std::invalid_argument("rows of sequence " + std::to_string(in.sequences[r]) + " are not adjacent");
+    cache->last_pass = passes_;
+    caches_.push_back(cache);
   }
   grow();
   finite_ = true;
   damaged_ = false;
   pending_ = false;
-  pool.run([this](int t) { work(t); });
+  run_on_threads(pool);
   out.finite = finite_;
+}
+
+// All threads, unless somebody else keeps the CPUs busy: threads that wait for one that has no CPU are slower than one
+// thread alone. Results do not depend on it.
+void Workspace::run_on_threads(ThreadPool &pool) {
+  threads_ = alone_left_ > 0 ? 1 : pool.size();
+  barrier_.begin(threads_);
+  queue_.begin(threads_);
+  if (threads_ == 1) {
+    alone_left_ = std::max(0, alone_left_ - 1);
+    work(0);
+    return;
+  }
+  const double start = now();
+  double finished = 0; // by this thread
+  pool.run([&](int t) {
+    work(t);
+    if (t == 0)
+      finished = now();
+  });
+  const double end = now(), stalled = barrier_.stalled_seconds() + (end - finished);
+  if (stalled < 0.3 * threads_ * (end - start)) {
+    stalled_passes_ = alone_passes_ = 0;
+  } else if (++stalled_passes_ >= 2) {
+    alone_passes_ = std::clamp(2 * alone_passes_, 4, 64);
+    alone_left_ = alone_passes_;
+  }
 }
 
 void Workspace::check(const PassInput &in) const {
@@ -122,8 +155,9 @@ void Workspace::check(const PassInput &in) const {
     const int cells = found->second->cells();
     if (in.cells[r] < 0 || in.cells[r] >= cells || in.prefix[r] < 0 || in.prefix[r] > cells)
       refuse("cell or prefix outside the KV cache", r);
-    if (in.positions[r] < 0 || in.positions[r] >= cells)
-      refuse("position outside the KV cache", r);
+    for (const RopeTable &rope : model_.ropes)
+      if (in.positions[r] < 0 || in.positions[r] >= rope.positions())
+        refuse("position outside the context", r);
     const int32_t *path = in.path + static_cast<size_t>(r) * static_cast<size_t>(in.path_width);
     for (int i = 0; i < in.path_width; ++i)
       if (path[i] >= cells)
@@ -575,6 +609,10 @@ void Workspace::head(int t) {
     std::memcpy(y, x_row(r), static_cast<size_t>(model_.hidden) * sizeof(float));
     if (pending_)
       combine_row(r, y);
+    float squares = 0; // a residual that has become infinite or not a number would be quantised to zeros
+    k_.dot_rows(y, y, 1, model_.hidden, &squares);
+    if (!std::isfinite(squares))
+      finite_.store(false, std::memory_order_relaxed);
     k_.rms_norm(y, model_.final_norm.weight, model_.final_norm.eps, model_.hidden, y);
     quantize_part(y, model_.hidden, 0, q, Q, packed_);
   }

@@ -71,6 +71,7 @@ private:
   };
 
   void check(const PassInput &in) const;
+  void run_on_threads(ThreadPool &pool);
   void grow();
   void work(int t);
   void embed(int t);
@@ -102,13 +103,15 @@ private:
 
   Model &model_;
   const Kernels &k_;
-  const int threads_, max_rows_;
+  const int max_rows_;
+  int threads_ = 1; // that take part in the running pass
   Barrier barrier_;
   WorkQueue queue_;
   const PassInput *in_ = nullptr;
   PassOutput *out_ = nullptr;
   std::vector<KvCache *> caches_; // of each row
   bool independent_ = false;      // every row is of another sequence
+  uint64_t passes_ = 0;
 
   size_t width_ = 0, qkv_stride_ = 0, score_stride_ = 0; // floats of a row
   Scratch<float> x_, normed_, qkv_, mixed_, scores_, expert_out_;
@@ -134,6 +137,9 @@ private:
 
   std::vector<OfThread> own_;
   double last_lap_ = 0;
+
+  // Passes in a row that stalled, and how many passes one thread still makes alone because of it, of how many.
+  int stalled_passes_ = 0, alone_left_ = 0, alone_passes_ = 0;
 };
 
 } // namespace elmoe

@@ -26,6 +26,8 @@ constexpr auto kSpin = std::chrono::microseconds(400);
 constexpr int kMaxThreads = 512;
 // Then a waiting thread offers its CPU to others at every look: the thread that it waits for may need it.
 constexpr int kSpinsBeforeYield = 1500;
+// An uneven share of work makes a thread wait, but not as long as this (about 10 microseconds) most of the time.
+constexpr int kSpinsBeforeStall = 300;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -80,16 +82,28 @@ int default_threads() {
   return std::min({allowed_cores(), cgroup_cpus(), kMaxThreads});
 }
 
-void Barrier::spin_until_changed(uint32_t generation) const {
-  for (int spins = 0; generation_.load(std::memory_order_acquire) == generation; ++spins) {
+void Barrier::spin_until_changed(uint32_t generation) {
+  for (int spins = 0; spins < kSpinsBeforeStall; ++spins) {
+    if (generation_.load(std::memory_order_acquire) != generation)
+      return;
     relax();
-    if (spins > kSpinsBeforeYield)
-      sched_yield();
   }
+  const auto start = std::chrono::steady_clock::now();
+  for (int spins = 0; spins < kSpinsBeforeYield; ++spins) {
+    if (generation_.load(std::memory_order_acquire) != generation)
+      break;
+    relax();
+  }
+  while (generation_.load(std::memory_order_acquire) == generation) {
+    relax();
+    sched_yield();
+  }
+  const std::chrono::nanoseconds waited = std::chrono::steady_clock::now() - start;
+  stalled_ns_.fetch_add(waited.count(), std::memory_order_relaxed);
 }
 
 void WorkQueue::fill(int tasks) {
-  const auto threads = static_cast<int64_t>(runs_.size());
+  const auto threads = static_cast<int64_t>(threads_);
   for (int64_t t = 0; t < threads; ++t)
     runs_[static_cast<size_t>(t)].bounds.store(
         pack(static_cast<int>(tasks * t / threads), static_cast<int>(tasks * (t + 1) / threads)),

@@ -17,7 +17,11 @@ int default_threads();
 // Where all threads of a pass meet.
 class Barrier {
 public:
-  explicit Barrier(int threads) : threads_(threads) {}
+  // Before a pass: how many take part. Forgets the stalls.
+  void begin(int threads) {
+    threads_ = threads;
+    stalled_ns_.store(0, std::memory_order_relaxed);
+  }
   void wait() {
     wait([] {});
   }
@@ -37,18 +41,23 @@ public:
     }
   }
 
+  // Long waits of this pass, of all threads added up.
+  double stalled_seconds() const { return 1e-9 * static_cast<double>(stalled_ns_.load(std::memory_order_relaxed)); }
+
 private:
-  void spin_until_changed(uint32_t generation) const;
+  void spin_until_changed(uint32_t generation);
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> generation_{0};
-  const int threads_;
+  std::atomic<int64_t> stalled_ns_{0};
+  int threads_ = 1;
 };
 
 // Tasks 0..n-1, dealt out in contiguous runs so that each thread streams its own weights in order; a thread that has
 // finished takes from the end of another's run, so a thread that the machine holds up delays nobody for long.
 class WorkQueue {
 public:
-  explicit WorkQueue(int threads) : runs_(static_cast<size_t>(threads)) {}
+  explicit WorkQueue(int most_threads) : runs_(static_cast<size_t>(most_threads)) {}
+  void begin(int threads) { threads_ = static_cast<size_t>(threads); } // before a pass: how many take part
   // Called by one thread while all others wait: equal runs ...
   void fill(int tasks);
   // ... or runs of about equal cost; cost(task) > 0.
@@ -58,7 +67,7 @@ public:
       total += cost(i);
     int next = 0;
     int64_t done = 0;
-    const auto threads = static_cast<int64_t>(runs_.size());
+    const auto threads = static_cast<int64_t>(threads_);
     for (int64_t t = 0; t < threads; ++t) {
       const int begin = next;
       while (next < tasks && (t == threads - 1 || (done + cost(next) / 2) * threads < total * (t + 1)))
@@ -70,8 +79,8 @@ public:
   template <class F> void drain(int self, F &&f) {
     for (int task; (task = take_front(runs_[static_cast<size_t>(self)])) >= 0;)
       f(task);
-    for (size_t i = 1; i < runs_.size(); ++i)
-      for (int task; (task = take_back(runs_[(static_cast<size_t>(self) + i) % runs_.size()])) >= 0;)
+    for (size_t i = 1; i < threads_; ++i)
+      for (int task; (task = take_back(runs_[(static_cast<size_t>(self) + i) % threads_])) >= 0;)
         f(task);
   }
 
@@ -85,6 +94,7 @@ private:
   static int take_front(Run &run);
   static int take_back(Run &run);
   std::vector<Run> runs_;
+  size_t threads_ = 1;
 };
 
 class ThreadPool {

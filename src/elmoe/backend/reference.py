@@ -101,10 +101,14 @@ class ReferenceBackend:
             else:
                 y = self._mlp(layer.ffn, hidden, quality)
             x = x + y
-        logits = np.empty((0, self.shape.vocab), dtype=np.float32)
+        logits, finite = np.empty((0, self.shape.vocab), dtype=np.float32), True
         if len(rows.logits):
-            logits = self._linear(self._norm(x[rows.logits], self.program.final_norm), self.program.head, quality)
-        if not np.isfinite(logits).all():
+            last = x[rows.logits]
+            # A residual that has become infinite or not a number would be quantised to zeros.
+            with np.errstate(over="ignore", invalid="ignore"):
+                finite = bool(np.isfinite(ordered.lane_sum(last * last)).all())
+            logits = self._linear(self._norm(last, self.program.final_norm), self.program.head, quality)
+        if not finite or not np.isfinite(logits).all():
             raise CheckpointError(f"{self.checkpoint.path.name}: logits are not finite; the weights are damaged")
         experts = np.stack(chosen, axis=1) if chosen else np.zeros((rows.count, 0, 0), dtype=np.int16)
         traffic = count_traffic(self.footprint, rows, read, pool, draft)

@@ -56,12 +56,12 @@ class CpuBackend:
 
         Raises CapacityError when there is no address space left for it.
         """
-        while self._rope_blocks * ROPE_BLOCK < cells:
-            for rope, number in self._ropes.items():
-                self._model.extend_rope(number, rope_block(rope, self._rope_blocks))
-            self._rope_blocks += 1
         try:
             self._model.allocate(sequence, cells)
+            while self._rope_blocks * ROPE_BLOCK < min(cells, self.shape.max_context):
+                for rope, number in self._ropes.items():
+                    self._model.extend_rope(number, rope_block(rope, self._rope_blocks))
+                self._rope_blocks += 1
         except MemoryError:
             raise CapacityError(f"no memory for a KV cache of {cells} tokens") from None
 
@@ -94,10 +94,10 @@ class CpuBackend:
             min(rows.best, self.shape.vocab),
         )
         if damage is not None:
-            raise CheckpointError(
-                f"{self.checkpoint.path.name}: {expert_title(*damage)} is damaged (CRC-32 mismatch); "
-                "convert the source again"
-            )
+            plane, block, expert = damage
+            read_record = self.checkpoint.expert_msb if plane == "msb" else self.checkpoint.expert_lsb
+            read_record(block, expert)  # raises: it checks too, and knows how to say it
+            raise CheckpointError(f"{self.checkpoint.path}: {expert_title(plane, block, expert)} changed while it was read")
         if not finite:
             raise CheckpointError(f"{self.checkpoint.path.name}: logits are not finite; the weights are damaged")
         return ForwardResult(

@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VERIFY := .venv-verify
+# The compiled core: installed anew when one of its sources changes.
+NATIVE := native/CMakeLists.txt $(wildcard native/src/*)
 # The reference backend's matrix products are tiny: more BLAS threads only get in each other's way.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # Long checks and benchmarks read prompts from here: .jsonl files of {"turns": [...]} or {"prompt": ...} lines.
@@ -47,17 +49,17 @@ verify: $(VERIFY)/.verify
 clean:
 	rm -rf $(VENV) $(VERIFY) build dist demo-output
 
-$(VENV)/.run: pyproject.toml constraints.txt
+$(VENV)/.run: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt
+$(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.run
 
-$(VERIFY)/.verify: pyproject.toml constraints.txt
+$(VERIFY)/.verify: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VERIFY)
 	$(VERIFY)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,verify]'
 	touch $@

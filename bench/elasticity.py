@@ -28,7 +28,7 @@ def mixed_prompts(source: Path, limit: int) -> list[str]:
 
 def run(model: str, prompts: Path, limit: int, max_tokens: int) -> dict[str, Any]:
     """Teacher-forced agreement over the model's own greedy answers."""
-    engine = Engine.open(model, EngineOptions(speculation=Speculation(mode=Mode.AR)))
+    engine = Engine.open(model, EngineOptions(backend="reference", speculation=Speculation(mode=Mode.AR)))
     asked = [[{"role": "user", "content": text}] for text in mixed_prompts(prompts, limit)]
     asked = [prompt for prompt in asked if len(engine.encode(prompt)) < 512]
     outputs = engine.generate(asked, Generation(max_tokens=max_tokens))

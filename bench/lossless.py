@@ -263,7 +263,7 @@ def _described(settings: Settings, prompts: Prompts) -> dict[str, Any]:
     return {
         "model": folder.name.removesuffix(".elmoe"),
         "model_source_sha256": Checkpoint.open(folder).manifest["source"]["sha256"],
-        "backend": "reference",
+        "backend": EngineOptions().backend,
         "tokens_per_prompt": settings.tokens,
         "stop_tokens": "ignored",
         "sampling": {"temperature": TEMPERATURE, "top_p": TOP_P, "seed": "the prompt's number"},

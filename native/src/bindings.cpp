@@ -434,14 +434,15 @@ NB_MODULE(_native, m) {
       .def("allocate", &BoundModel::allocate)
       .def("release", &BoundModel::release)
       .def("move", &BoundModel::move)
-      .def("forward", &BoundModel::forward, "tokens"_a, "sequences"_a, "positions"_a, "cells"_a, "prefix"_a, "path"_a,
-           "wanted"_a, "pool"_a.none(), "bits"_a, "experts_per_tok"_a, "best"_a)
+      .def("forward", &BoundModel::forward, "tokens"_a.noconvert(), "sequences"_a.noconvert(),
+           "positions"_a.noconvert(), "cells"_a.noconvert(), "prefix"_a.noconvert(), "path"_a.noconvert(),
+           "wanted"_a.noconvert(), "pool"_a.noconvert().none(), "bits"_a, "experts_per_tok"_a, "best"_a)
       .def("phase_seconds", &BoundModel::phase_seconds)
       .def_prop_ro("isa", &BoundModel::isa);
   m.def("quantize", &quantize, "x"_a, "isa"_a = "");
   m.def("linear", &linear, "matrix"_a, "x"_a, "bits"_a, "isa"_a = "");
   m.def("time_linear", &time_linear, "matrices"_a, "x"_a, "bits"_a, "repeats"_a, "isa"_a = "");
-  m.def("time_reads", &time_reads, "bytes"_a, "repeats"_a);
+  m.def("time_reads", &time_reads, "size_bytes"_a, "repeats"_a);
   m.def("crc32", [](Bytes data) { return crc32(data.data(), data.size()); });
   m.def("threads", [] { return ThreadPool::shared().size(); });
   m.def("isas", [] {

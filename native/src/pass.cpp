@@ -155,13 +155,15 @@ void Workspace::check(const PassInput &in) const {
     const int cells = found->second->cells();
     if (in.cells[r] < 0 || in.cells[r] >= cells || in.prefix[r] < 0 || in.prefix[r] > cells)
       refuse("cell or prefix outside the KV cache", r);
+    if (in.positions[r] < 0 || in.positions[r] >= cells)
+      refuse("position outside the KV cache", r);
     for (const RopeTable &rope : model_.ropes)
-      if (in.positions[r] < 0 || in.positions[r] >= rope.positions())
+      if (in.positions[r] >= rope.positions())
         refuse("position outside the context", r);
     const int32_t *path = in.path + static_cast<size_t>(r) * static_cast<size_t>(in.path_width);
     for (int i = 0; i < in.path_width; ++i)
-      if (path[i] >= cells)
-        refuse("path cell outside the KV cache", r);
+      if (path[i] >= cells || (i > 0 && path[i] >= 0 && path[i - 1] < 0))
+        refuse("path cell outside the KV cache, or after the end of the path", r);
     if (in.prefix[r] == 0 && (in.path_width == 0 || path[0] < 0))
       refuse("nothing to attend to", r);
   }

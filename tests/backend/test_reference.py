@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from backend.passes import chain_of, int32, joined, picked, run_of, same_bits
 from elmoe.backend.decoded import TARGET, Activations
-from elmoe.backend.protocol import DraftQuality, Rows
+from elmoe.backend.protocol import DraftQuality
 from elmoe.backend.reference import ReferenceBackend
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.errors import CheckpointError
@@ -24,54 +25,6 @@ HALF = np.tile(np.arange(32) % 2 == 0, (6, 1))
 @pytest.fixture(scope="module")
 def backend(tiny):
     return ReferenceBackend(tiny)
-
-
-def int32(items):
-    return np.array(items, dtype=np.int32)
-
-
-def run_of(tokens, sequence=0, first=0):
-    """Plain rows of consecutive tokens, all logits wanted."""
-    count = len(tokens)
-    positions = np.arange(first, first + count, dtype=np.int32)
-    no_path = np.zeros((count, 0), dtype=np.int32)
-    return Rows(
-        int32(tokens), int32([sequence] * count), positions, positions, positions + 1, no_path, int32(range(count))
-    )
-
-
-def chain_of(tokens, prefix, cells, sequence=0):
-    """A path of tree nodes after `prefix` committed cells, all logits wanted."""
-    path = np.full((len(tokens), len(tokens)), -1, dtype=np.int32)
-    for row in range(len(tokens)):
-        path[row, : row + 1] = cells[: row + 1]
-    count = len(tokens)
-    positions = prefix + np.arange(count)
-    return Rows(
-        int32(tokens), int32([sequence] * count), int32(positions), int32(cells), int32([prefix] * count), path,
-        int32(range(count)),
-    )  # fmt: skip
-
-
-def joined(*parts):
-    """Rows of several sequences as one pass."""
-    width = max(part.path.shape[1] for part in parts)
-    paths = [np.pad(part.path, ((0, 0), (0, width - part.path.shape[1])), constant_values=-1) for part in parts]
-    first = np.cumsum([0, *(part.count for part in parts)])
-    logits = [part.logits + start for part, start in zip(parts, first, strict=False)]
-    names = ("tokens", "sequences", "positions", "cells", "prefix")
-    fields = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
-    return Rows(*fields, np.concatenate(paths), np.concatenate(logits).astype(np.int32))
-
-
-def picked(rows, which):
-    """Some of the rows, all their logits wanted."""
-    names = ("tokens", "sequences", "positions", "cells", "prefix", "path")
-    return Rows(*(getattr(rows, name)[which] for name in names), int32(range(len(which))))
-
-
-def same_bits(x, y):
-    return x.shape == y.shape and x.tobytes() == y.tobytes()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from elmoe.backend.protocol import DraftQuality, Rows
 from elmoe.backend.traffic import count_traffic
@@ -54,3 +58,18 @@ def test_weights_are_counted_on_their_tier(pool, draft, fast, slow):
 )
 def test_each_kv_cell_is_counted_once(sequences, prefix, path, cells):
     assert count_traffic(SIZES, rows(sequences, prefix, path), READ, None, None).kv_bytes == 7 * cells
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 4), st.integers(0, 2**32 - 1))
+def test_cells_are_counted_as_by_definition(counts, width, seed):
+    """Of each sequence: its longest prefix and the distinct cells of its rows' paths."""
+    rng = np.random.default_rng(seed)
+    sequences = [sequence - 1 for sequence, count in enumerate(counts) for _ in range(count)]
+    prefix = rng.integers(1, 50, len(sequences)).tolist()
+    path = rng.integers(-1, 60, (len(sequences), width))
+    want = 0
+    for sequence in set(sequences):
+        mine = [row for row, other in enumerate(sequences) if other == sequence]
+        want += max(prefix[row] for row in mine) + len({int(cell) for row in mine for cell in path[row] if cell >= 0})
+    one = replace(rows(sequences, prefix), path=path.astype(np.int32))
+    assert count_traffic(SIZES, one, READ, None, None).kv_bytes == 7 * want

@@ -130,7 +130,7 @@ def attention(query: Float32, keys: Float32, values: Float32, prefix: Int32, pat
 
 
 def _scores(query: Float32, keys: Float32, prefix: Int32, path: Int32, longest: int) -> Float32:
-    """Scores [r, H_kv, H/H_kv, longest + P] of one chunk, -inf where a row does not look; query [r, H_kv, H/H_kv, d]."""
+    """Scores [r, H_kv, H/H_kv, longest + P] of a chunk, -inf where a row does not look; query [r, H_kv, H/H_kv, d]."""
     seen = keys[None, :, None, :, :longest]  # [1, H_kv, 1, d, longest]
     scores = eight_sum(query[..., None] * seen, axis=-2)
     hidden = np.arange(longest) >= prefix[:, None]  # [r, longest]
@@ -172,4 +172,4 @@ def _mix(scores: Float32, values: Float32, path: Int32, longest: int) -> Float32
         if own < last - first:
             part = weights[..., own:, None] * tail[:, :, None, first + own - shared : last - shared]
             mixed = eight_sum(part, axis=-2, total=mixed)
-    return mixed / total[..., None]
+    return np.divide(mixed, total[..., None], dtype=np.float32)

@@ -17,7 +17,8 @@ from elmoe.cli import options as opt
 from elmoe.cli.console import Json, emit_json, err, human_bytes, out, progress_bar, say, table
 from elmoe.cli.prompts import as_asked, read_jsonl
 from elmoe.engine.controller import Mode, Speculation
-from elmoe.engine.engine import Engine, EngineOptions, Prompt
+from elmoe.engine.engine import Engine, EngineOptions
+from elmoe.engine.prompt import Prompt
 from elmoe.engine.request import Generation, Output
 from elmoe.engine.sampler import Sampling
 from elmoe.errors import InternalError, StorageError
@@ -163,7 +164,7 @@ def _show(texts: list[str], plain: Arm, elastic: Arm, lossless: bool, report: Pa
         ("slow-tier bytes per token", *(human_bytes(a.stats["slow_bytes_read"] / a.stats["emitted"]) for a in arms)),
         ("acceptance rate", "", f"{elastic.stats['acceptance_rate']:.2f}"),
         ("tokens per verify step", "", f"{1 + elastic.stats['mean_accepted_length']:.2f}"),
-        ("tokens/s, reference backend", *(f"{arm.stats['decode_tok_s']:.0f}" for arm in arms)),
+        ("tokens/s, cpu backend", *(f"{arm.stats['decode_tok_s']:.0f}" for arm in arms)),
     ]
     title = f"{len(texts)} prompts in one batch"
     out.print(table(title, ("", "plain", "Elastic-SD"), rows))

@@ -27,7 +27,7 @@ def elasticity(
 ) -> None:
     """Measure how often drafts agree with their target, over bits, pools and treatments."""
     texts = gather(prompt or [], prompts, limit)
-    engine = opt.open_engine(model, EngineOptions(speculation=Speculation(mode=Mode.AR)))
+    engine = opt.open_engine(model, EngineOptions(backend="reference", speculation=Speculation(mode=Mode.AR)))
     asked = as_asked(engine, texts, chat)
     outputs = engine.generate(asked, Generation(max_tokens=max_tokens))
     encoded = [engine.encode(prompt) for prompt in asked]

@@ -11,6 +11,7 @@ import typer
 from elmoe.backend.decoded import Activations
 from elmoe.backend.protocol import DraftQuality
 from elmoe.backend.reference import ReferenceBackend
+from elmoe.backend.select import open_backend
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.resolve import resolve
 from elmoe.cli import options as opt
@@ -42,7 +43,7 @@ def run(
     pool_fraction: opt.PoolFraction = None,
     fast_bytes: opt.FastBytes = None,
     batch: opt.Batch = 16,
-    backend: opt.BackendName = "reference",
+    backend: opt.BackendName = "cpu",
     chat: opt.Chat = None,
     ignore_eos: opt.IgnoreEos = False,
     json: Json = False,
@@ -84,7 +85,7 @@ def trace(
     pool_fraction: opt.PoolFraction = None,
     fast_bytes: opt.FastBytes = None,
     batch: opt.Batch = 16,
-    backend: opt.BackendName = "reference",
+    backend: opt.BackendName = "cpu",
     chat: opt.Chat = None,
     ignore_eos: opt.IgnoreEos = False,
     json: Json = False,
@@ -119,6 +120,7 @@ def logits(
     activations: Annotated[Activations, typer.Option(help="fp32 compares with other implementations.")] = (
         Activations.INT8
     ),
+    backend: opt.BackendName = "cpu",
     json: Json = False,
 ) -> None:
     """Write teacher-forced logits, float32 [tokens, vocabulary], to a .npy file."""
@@ -133,7 +135,12 @@ def logits(
         raise PromptError(f"{len(ids)} tokens exceed the model's context of {checkpoint.shape.max_context}")
     if output.suffix != ".npy":
         raise ConfigError(f"{output}: logits are written in NumPy's format; name a .npy file")
-    teacher = Teacher(ReferenceBackend(checkpoint, activations), ids)
+    if activations is Activations.FP32:
+        if backend != "reference":
+            raise ConfigError("only the reference backend computes with fp32 activations; add --backend reference")
+        teacher = Teacher(ReferenceBackend(checkpoint, activations), ids)
+    else:
+        teacher = Teacher(open_backend(backend, checkpoint), ids)
     made = teacher.draft_logits(0, len(ids), quality, None) if draft else teacher.logits
     with atomic_file(output) as file, storage_errors(output):
         np.save(file, made)

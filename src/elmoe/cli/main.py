@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from elmoe import __version__
+from elmoe.cli.bench import bench
 from elmoe.cli.console import err, say
 from elmoe.cli.demo import demo
 from elmoe.cli.elasticity import elasticity
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, convert, inspect, run, logits, elasticity, trace):
+for verb in (demo, convert, inspect, run, logits, bench, elasticity, trace):
     app.command()(verb)
 
 

@@ -32,7 +32,7 @@ DraftExperts = Annotated[int | None, typer.Option(help="Experts per token in the
 PoolFraction = Annotated[float | None, typer.Option(help="Share of experts in the fast tier. Default 0.5.")]
 FastBytes = Annotated[str | None, typer.Option(help="Budget of the fast tier instead, for example 8GiB.")]
 Batch = Annotated[int, typer.Option(help="Sequences decoded together at most.")]
-BackendName = Annotated[str, typer.Option("--backend", help="reference (NumPy).")]
+BackendName = Annotated[str, typer.Option("--backend", help="cpu (C++), or reference (NumPy: slow).")]
 Chat = Annotated[bool | None, typer.Option("--chat/--raw", help="Default: chat where the model has a template.")]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after a stop token.")]
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from elmoe.engine.engine import Engine, Prompt
+from elmoe.engine.engine import Engine
+from elmoe.engine.prompt import Prompt
 from elmoe.errors import ConfigError, PromptError
 
 

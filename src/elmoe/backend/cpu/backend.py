@@ -63,6 +63,7 @@ class CpuBackend:
                     self._model.extend_rope(number, rope_block(rope, self._rope_blocks))
                 self._rope_blocks += 1
         except MemoryError:
+            self._model.release(sequence)
             raise CapacityError(f"no memory for a KV cache of {cells} tokens") from None
 
     def release(self, sequence: int) -> None:
@@ -97,7 +98,8 @@ class CpuBackend:
             plane, block, expert = damage
             read_record = self.checkpoint.expert_msb if plane == "msb" else self.checkpoint.expert_lsb
             read_record(block, expert)  # raises: it checks too, and knows how to say it
-            raise CheckpointError(f"{self.checkpoint.path}: {expert_title(plane, block, expert)} changed while it was read")
+            title = expert_title(plane, block, expert)
+            raise CheckpointError(f"{self.checkpoint.path}: {title} changed while it was read")
         if not finite:
             raise CheckpointError(f"{self.checkpoint.path.name}: logits are not finite; the weights are damaged")
         return ForwardResult(

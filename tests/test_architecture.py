@@ -26,13 +26,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backend": {"errors", "quant", "models", "checkpoint"},
     "engine": ENGINE_SIDE,
     "server": ENGINE_SIDE | {"engine"},
+    "bench": ENGINE_SIDE | {"engine"},
     "trace": {"errors", "models"},
     "sim": {"errors", "quant", "models", "trace"},
     "report": {"errors", "models", "trace", "sim"},
     "rtl": {"errors", "quant"},
 }
 """Design, "Packages and who may import whom": ``errors <- quant <- checkpoint, models <- backend <- engine <- server;
-trace <- engine; errors <- trace <- sim <- report; quant <- rtl``. Between checkpoint and models the arrow goes to
+trace <- engine; errors <- trace <- sim <- report; quant <- rtl; engine <- bench`` (which times what the others do, and
+which only cli imports). Between checkpoint and models the arrow goes to
 models (a folder is read by its program). What the simulator's side shares with the engine is ``trace/schema.py``
 and ``models/shape.py``."""
 
@@ -180,6 +182,10 @@ def test_the_table_keeps_engine_and_simulator_apart() -> None:
     for room in ("sim", "trace", "report", "rtl"):
         assert not MAY_IMPORT[room] & {"engine", "backend", "server"}
     assert not MAY_IMPORT["engine"] & {"sim", "report", "rtl"}
+
+
+def test_only_the_command_line_imports_the_benchmark() -> None:
+    assert not [room for room, needs in MAY_IMPORT.items() if "bench" in needs]
 
 
 IMPORT_RULE = "design.md, who may import whom"

@@ -162,8 +162,10 @@ void Workspace::check(const PassInput &in) const {
         refuse("position outside the context", r);
     const int32_t *path = in.path + static_cast<size_t>(r) * static_cast<size_t>(in.path_width);
     for (int i = 0; i < in.path_width; ++i)
-      if (path[i] >= cells || (i > 0 && path[i] >= 0 && path[i - 1] < 0))
-        refuse("path cell outside the KV cache, or after the end of the path", r);
+      if (path[i] >= cells)
+        refuse("path cell outside the KV cache", r);
+      else if (i > 0 && path[i] >= 0 && path[i - 1] < 0)
+        refuse("path cell after the end of the path", r);
     if (in.prefix[r] == 0 && (in.path_width == 0 || path[0] < 0))
       refuse("nothing to attend to", r);
   }

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from elmoe.backend.protocol import DraftQuality, ForwardResult, Rows
+from elmoe.backend.protocol import BestLogits, DraftQuality, ForwardResult, Rows
 from elmoe.backend.traffic import count_traffic
 from elmoe.engine.engine import Engine, EngineOptions
 from elmoe.engine.sampler import Sampling, selection_scores
@@ -196,7 +196,10 @@ class MockBackend:
         logits = np.empty((len(rows.logits), self.vocab), dtype=np.float32)
         for index, row in enumerate(rows.logits):
             logits[index] = self.logits(contexts[row], draft is not None)
-        return ForwardResult(logits, own, read, count_traffic(self.footprint, rows, read, pool, draft))
+        traffic = count_traffic(self.footprint, rows, read, pool, draft)
+        if rows.best:
+            return ForwardResult(logits[:0], own, read, traffic, best_logits(logits, rows.best))
+        return ForwardResult(logits, own, read, traffic)
 
     def _check_budget(self, pool: Array) -> None:
         if self.fast_bytes is None:
@@ -205,6 +208,15 @@ class MockBackend:
         kv = sum(cells.used for cells in self.sequences.values()) * sizes.kv_per_token
         used = sizes.dense + kv + int(pool.sum()) * sizes.expert_msb
         assert used <= self.fast_bytes, f"{used} bytes of fast memory in use, {self.fast_bytes} given"
+
+
+def best_logits(logits: Array, count: int) -> BestLogits:
+    """By definition, one row after the other."""
+    tokens = np.empty((len(logits), min(count, logits.shape[1])), dtype=np.int32)
+    for row, values in zip(tokens, logits, strict=True):
+        row[:] = sorted(range(len(values)), key=lambda token: (-values[token], token))[: len(row)]
+    kept = np.take_along_axis(logits, tokens, axis=1)
+    return BestLogits(tokens, kept, np.log(np.exp(logits.astype(np.float64)).sum(axis=1)).astype(np.float32))
 
 
 def uniform(seed: int, count: int) -> Array:

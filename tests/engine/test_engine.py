@@ -16,7 +16,7 @@ from elmoe.engine.engine import Engine, EngineOptions
 from elmoe.engine.request import Generation
 from elmoe.engine.sampler import Sampling
 from elmoe.errors import CapacityError, ConfigError, PromptError
-from elmoe.trace.schema import PassKind
+from elmoe.trace.schema import PassKind, RunStats
 
 SD = Speculation(mode=Mode.SD)
 AR = Speculation(mode=Mode.AR)
@@ -76,7 +76,7 @@ def speculations(draw, modes=(Mode.SD, Mode.SD, Mode.AUTO, Mode.AR)):
         depth=depth,
         verify=draw(st.integers(1, depth + 8)),
         quality=DraftQuality(experts_per_tok=draw(st.sampled_from([None, 1, 2]))),
-        tau=draw(st.integers(1, 5)),
+        tau=draw(st.sampled_from([None, 1, 3, 5])),
     )
 
 
@@ -195,6 +195,19 @@ def test_sampled_drafts_share_the_targets_noise():
     assert output.acceptance.acceptance_rate == 1
 
 
+@pytest.mark.parametrize(("temperatures", "draft", "target"), [((0, 0), 3, 1), ((0, 0.7), 0, 0), ((0.7, 0.7), 0, 0)])
+def test_all_logits_are_asked_for_only_where_a_request_samples(temperatures, draft, target):
+    backend = MockBackend(agreement=0.8)
+    engine = engine_over(backend, speculation=Speculation(Mode.SD, width=3, depth=2, verify=5))
+    each = [Generation(12, Sampling(temperature, seed=1), ignore_eos=True) for temperature in temperatures]
+    outputs = engine.generate([[1, 2], [3, 4]], each)
+    decoding = [each for each in backend.passes if len(each.rows.logits)]
+    assert {each.rows.best for each in decoding if each.draft is not None} == {draft}
+    assert {each.rows.best for each in decoding if each.draft is None} == {target}
+    for prompt, generation, output in zip([[1, 2], [3, 4]], each, outputs, strict=True):
+        assert output.token_ids == expected(backend, prompt, generation)
+
+
 def test_seeds_give_different_texts_and_one_seed_one_text():
     backend = MockBackend(sharpness=0.3)
     each = [Generation(16, Sampling(1.0, seed=seed), ignore_eos=True) for seed in (1, 2, 3, 1)]
@@ -232,6 +245,37 @@ def test_hotness_counts_the_models_own_routing_of_drafts():
             np.add.at(counts[layer], experts[:, layer].ravel(), 1)
     np.testing.assert_allclose(engine.pool.hotness / engine.pool.hotness.sum(), counts / counts.sum())
     engine.cancel(request)
+
+
+def test_measured_costs_decide_and_leave_the_text_as_it_is(monkeypatch):
+    """On a simulated clock: speculation pays alone and not in a batch, where each row costs as much as the first."""
+    backend, now = MockBackend(agreement=0.95), [0.0]
+    monkeypatch.setattr("elmoe.engine.cost_model.time.perf_counter", lambda: now[0])
+    compute = backend.forward
+
+    def timed(rows, pool, draft):
+        now[0] += (0.2 if draft else 1.0) * max(1, rows.count / 9)
+        return compute(rows, pool, draft)
+
+    monkeypatch.setattr(backend, "forward", timed)
+    engine = engine_over(backend, speculation=Speculation(Mode.AUTO, width=2, depth=4, verify=8))
+    generation = Generation(60, ignore_eos=True)
+    shares = []
+    for batch in (1, 9, 1):
+        prompts_ = [[1, 2, number] for number in range(batch)]
+        engine.stats = RunStats()
+        outputs = engine.generate(prompts_, generation)
+        for prompt, output in zip(prompts_, outputs, strict=True):
+            assert output.token_ids == expected(backend, prompt, generation)
+        depths = engine.stats.steps_by_depth
+        shares.append(1 - depths.get(0, 0) / sum(depths.values()))
+    assert shares[0] > 0.6
+    assert shares[1] < 0.2
+    assert shares[2] > 0.6
+    table = {(row["kind"], row["rows"]): row["seconds"] for row in engine.controller.costs.table()}
+    assert [table["ar", 1], table["ar", 9], table["draft", 2]] == pytest.approx([1.0, 1.0, 0.2])
+    counted = json.loads(json.dumps(engine.stats.as_dict()))["steps_by_depth"]
+    assert counted == {str(depth): count for depth, count in sorted(depths.items())}
 
 
 # --- prefill ---
@@ -524,5 +568,5 @@ def test_settings_are_the_resolved_configuration_as_plain_values():
 
 
 def test_an_unknown_backend_is_named_with_those_there_are():
-    with pytest.raises(ConfigError, match="backend 'cuda' is not in this version of elmoe; choose one of: reference"):
+    with pytest.raises(ConfigError, match=r"backend 'cuda' is not in this version of elmoe; choose one of: .*refer"):
         Engine.open("tiny", EngineOptions(backend="cuda"))

@@ -29,19 +29,21 @@ def test_rows_of_a_run_see_all_before_them_and_themselves():
     assert rows.prefix.tolist() == [4, 5, 1]
     assert rows.path.shape == (3, 0)
     assert rows.logits.tolist() == [1]
+    assert rows.best == 0
 
 
 def test_rows_of_nodes_see_the_committed_cells_and_their_lineage():
     tree, builder = grown(), RowBuilder()
     builder.add_nodes(SequenceCache(1, 20, committed=5), tree, [0, 2, 4], [0, 2, 4])
-    rows = builder.build()
+    rows = builder.build(best=3)
     assert rows.tokens.tolist() == [9, 4, 6]
     assert rows.positions.tolist() == [5, 6, 7]
     assert rows.cells.tolist() == [5, 6, 7]
     assert rows.prefix.tolist() == [5, 5, 5]
     assert rows.path.tolist() == [[5, -1, -1], [5, 6, -1], [5, 6, 7]]
     assert rows.logits.tolist() == [0, 1, 2]
-    assert {array.dtype for array in vars(rows).values()} == {np.dtype(np.int32)}
+    assert rows.best == 3
+    assert {value.dtype for name, value in vars(rows).items() if name != "best"} == {np.dtype(np.int32)}
 
 
 def test_a_commit_moves_the_accepted_nodes_down_in_order():

@@ -5,11 +5,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mock_backend import MockBackend, engine_over
+from mock_backend import MockBackend, best_logits, engine_over
 
+from elmoe.backend.protocol import ForwardResult
 from elmoe.engine.controller import Mode, Speculation
 from elmoe.engine.request import Generation
-from elmoe.engine.sampler import MAX_SEED, Sampling, candidates, gumbel, selection_scores
+from elmoe.engine.sampler import (
+    MAX_SEED,
+    Choices,
+    Sampling,
+    best_needed,
+    candidates,
+    gumbel,
+    selection_scores,
+)
 from elmoe.errors import ConfigError
 
 LOGITS = np.array([2.0, 1.5, 1.5, 1.0, 0.3, 0.0, -0.4, -1.0, -1.0, -2.5, -4.0, 1.2], dtype=np.float32)
@@ -169,6 +178,40 @@ def test_the_best_candidate_is_the_argmax():
     for position in range(200):
         scores = selection_scores(LOGITS, Sampling(1.0, top_k=6), position)
         assert candidates(scores, 3)[0][0] == np.argmax(scores)
+
+
+def choices(logits, count):
+    """From a pass's result in full, and from one with the `count` best."""
+    experts, read = np.zeros((len(logits), 0, 0), dtype=np.int16), np.zeros((0, 0), dtype=np.bool_)
+    best = best_logits(logits, count)
+    full, short = ForwardResult(logits, experts, read), ForwardResult(logits[:0], experts, read, best=best)
+    return Choices(full), Choices(short)
+
+
+@given(st.lists(st.lists(st.integers(-6, 6), min_size=9, max_size=9), min_size=1, max_size=4), st.integers(1, 12))
+def test_greedy_choices_from_the_best_logits_are_those_from_all(values, count):
+    logits = np.array(values, dtype=np.float32) / 2  # many ties
+    full, short = choices(logits, count)
+    for row in range(len(logits)):
+        assert short.choose(row, Sampling(), 5) == full.choose(row, Sampling(), 5) == np.argmax(logits[row])
+        (tokens, scores), (want, want_scores) = (each.propose(row, Sampling(), 5, count) for each in (short, full))
+        assert tokens == want
+        np.testing.assert_allclose(scores, want_scores, rtol=0, atol=2e-6)
+
+
+def test_only_passes_without_a_sampling_request_need_no_more_than_the_best():
+    greedy, sampled = Sampling(seed=3), Sampling(temperature=0.1)
+    assert best_needed([greedy, greedy], 3) == 3
+    assert best_needed([greedy, sampled, greedy], 3) == 0
+
+
+def test_sampling_reads_all_logits():
+    full, _ = choices(LOGITS[None], 1)
+    sampling = Sampling(1.0, seed=9)
+    chosen = [full.choose(0, sampling, position) for position in range(50)]
+    assert chosen == [int(np.argmax(selection_scores(LOGITS, sampling, position))) for position in range(50)]
+    assert chosen == [full.propose(0, sampling, position, 4)[0][0] for position in range(50)]
+    assert len(set(chosen)) > 3
 
 
 @pytest.mark.parametrize(

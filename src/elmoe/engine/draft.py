@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy.typing as npt
-
-Candidates = tuple[npt.NDArray, npt.NDArray]  # type: ignore[type-arg]
+from elmoe.engine.sampler import Proposal
 
 
 class DraftTree:
@@ -26,6 +24,7 @@ class DraftTree:
         self.parents = [-1]
         self.depths = [0]
         self.scores = [0.0]
+        self._lineages = {0: [0]}
         self.frontier = [0] if depth > 0 else []
         self.forwarded: list[int] = []
         """Nodes that the draft has run over, in this order: position i has its draft keys and values in cell i of
@@ -36,29 +35,28 @@ class DraftTree:
         self.forwarded.extend(self.frontier)
         return self.frontier
 
-    def grow(self, proposals: Sequence[Candidates]) -> None:
+    def grow(self, proposals: Sequence[Proposal]) -> None:
         """Add a level: for each frontier node, candidate tokens and their log-probabilities, best first."""
-        first_new = len(self.tokens)
+        first_new, depth = len(self.tokens), self.depths[-1] + 1
         for node, (tokens, log_probabilities) in zip(self.frontier, proposals, strict=True):
-            for token, log_probability in zip(tokens, log_probabilities, strict=True):
-                self.tokens.append(int(token))
-                self.parents.append(node)
-                self.depths.append(self.depths[node] + 1)
-                self.scores.append(self.scores[node] + min(float(log_probability), 0.0))
+            score = self.scores[node]
+            self.tokens.extend(tokens)
+            self.scores.extend([score + min(log_probability, 0.0) for log_probability in log_probabilities])
+            self.parents.extend([node] * len(tokens))
+        self.depths.extend([depth] * (len(self.tokens) - first_new))
         new = range(first_new, len(self.tokens))
-        finished = self.depths[-1] >= self.depth
-        self.frontier = [] if finished else sorted(self._best(new, self.width))
+        self.frontier = [] if depth >= self.depth else sorted(self._best(new, self.width))
 
     def lineage(self, node: int) -> list[int]:
         """Nodes from the root to `node`, both included."""
-        path = [node]
-        while self.parents[path[-1]] >= 0:
-            path.append(self.parents[path[-1]])
-        return path[::-1]
+        if node not in self._lineages:
+            self._lineages[node] = [*self.lineage(self.parents[node]), node]
+        return self._lineages[node]
 
     def best_nodes(self, count: int) -> list[int]:
         """The root and the `count` best other nodes, parents before children."""
         return [0, *sorted(self._best(range(1, len(self.tokens)), count))]
 
     def _best(self, nodes: range, count: int) -> list[int]:
-        return sorted(nodes, key=lambda node: (-self.scores[node], node))[:count]
+        """The `count` best by score, ties to the earlier node (a reversed sort keeps the order of equals)."""
+        return sorted(nodes, key=self.scores.__getitem__, reverse=True)[:count]

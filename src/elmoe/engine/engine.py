@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,25 @@ from elmoe.backend.select import open_backend
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.resolve import resolve
 from elmoe.checkpoint.text import Tokenizer, stop_ids
-from elmoe.engine.controller import Mode, Speculation
+from elmoe.engine.controller import Controller, Mode, Speculation
+from elmoe.engine.cost_model import Pass, StepLog
 from elmoe.engine.draft import DraftTree
 from elmoe.engine.expert_pool import ExpertPool
 from elmoe.engine.kv_cache import RowBuilder, SequenceCache, deepest_tree, scratch_cells
+from elmoe.engine.prompt import Prompt, check_tokens, tokens_of
 from elmoe.engine.request import Generation, Output, Request
-from elmoe.engine.sampler import candidates, selection_scores
+from elmoe.engine.sampler import Choices, best_needed
 from elmoe.engine.scheduler import Scheduler
 from elmoe.engine.verify import Verdict, accept
 from elmoe.errors import CapacityError, CheckpointError, ConfigError, PromptError
 from elmoe.trace.schema import PassKind, PassRecord, Recorder, RunStats
-
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
-"""Text, token ids, or chat messages with `role` and `content`."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
     """What an engine is opened with."""
 
-    backend: str = "reference"
+    backend: str = "cpu"
     max_batch: int = 16
     pool_fraction: float | None = None
     """Share of each layer's experts that the pool holds; at least one token's experts. Default 0.5: about what the
@@ -93,6 +91,7 @@ class Engine:
             slots=self._slots(0),
             decay=self.options.hotness_decay,
         )
+        self.controller = Controller()
         self.steps = 0
         self._requests = 0
 
@@ -135,7 +134,7 @@ class Engine:
         """The resolved configuration, for results and traces: plain values."""
         values = asdict(replace(self.options, speculation=self.speculation))
         values["speculation"]["mode"] = self.speculation.mode.value
-        values["speculation"]["quality"]["treatment"] = self.speculation.quality.treatment.value
+        values["speculation"]["quality"] = self.speculation.quality.as_dict()
         return values | {"pool_slots_per_layer": self.pool.slots}
 
     # --- requests ---
@@ -180,27 +179,16 @@ class Engine:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt. Raises PromptError if it is empty, too long, or holds unknown ids."""
-        tokens = self._tokens_of(prompt)
-        self._check_tokens(tokens)
+        tokens = tokens_of(prompt, self.tokenizer)
+        check_tokens(tokens, self.backend.shape)
         return tokens
-
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
-        if not len(tokens):
-            raise PromptError("the prompt is empty; give at least one token")
-        longest = self.backend.shape.max_context - 1
-        if len(tokens) > longest:
-            raise PromptError(f"the prompt has {len(tokens)} tokens; this model takes {longest} and one to answer")
-        vocab = self.backend.shape.vocab
-        wrong = next((token for token in tokens if not 0 <= token < vocab), None)
-        if wrong is not None:
-            raise PromptError(f"token {wrong} is not in the vocabulary of {vocab}")
 
     def submit(self, prompt: Sequence[int], generation: Generation | None = None) -> Request:
         """Queue encoded prompt tokens; `step` works on it.
 
         Raises PromptError as `encode` does, CapacityError if the request can never fit the budget.
         """
-        self._check_tokens(prompt)
+        check_tokens(prompt, self.backend.shape)
         request = Request(self._requests, prompt, generation or Generation(), self.tokenizer, self._stop_tokens)
         request.limit_tokens(self.backend.shape.max_context - len(prompt))
         cells = len(prompt) + request.remaining + self._scratch(request.remaining)
@@ -227,19 +215,6 @@ class Engine:
             request.finish("cancelled")
             self.backend.release(request.number)
             self.stats.acceptance.add(request.acceptance)
-
-    def _tokens_of(self, prompt: Prompt) -> list[int]:
-        messages: list[Mapping[str, str]] = []
-        if not isinstance(prompt, str):
-            messages = [item for item in prompt if isinstance(item, Mapping)]
-            tokens = [int(item) for item in prompt if isinstance(item, Integral)]
-            if len(tokens) == len(prompt):
-                return tokens
-            if len(messages) < len(prompt):
-                raise PromptError("a prompt is a text, a list of token ids or a list of chat messages, not a mixture")
-        if self.tokenizer is None:
-            raise ConfigError("this engine has no tokenizer; give token ids")
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.encode_chat(messages)
 
     # --- stepping ---
 
@@ -288,10 +263,13 @@ class Engine:
         """One AR or SD step over `ready`."""
         if not ready:
             return
-        depth = self.speculation.depth_for(len(ready))
-        trees = [self._new_tree(request, depth) for request in ready]
-        self._draft(ready, trees)
-        self._verify(ready, trees)
+        plan = self.controller.plan(self.speculation, len(ready))
+        log = StepLog(len(ready))
+        trees = [self._new_tree(request, plan.depth) for request in ready]
+        self.stats.count_step(max(tree.depth for tree in trees))
+        self._draft(ready, trees, log)
+        self._verify(ready, trees, plan.verify, log)
+        self.controller.learn(self.speculation, log)
 
     def _new_tree(self, request: Request, depth: int) -> DraftTree:
         """A tree no deeper than the request can use and its scratch cells can hold (the settings may have changed)."""
@@ -299,32 +277,32 @@ class Engine:
         width = self.speculation.width
         return DraftTree(request.tokens[-1], width, min(depth, request.remaining - 1, deepest_tree(width, spare)))
 
-    def _draft(self, ready: list[Request], trees: list[DraftTree]) -> None:
+    def _draft(self, ready: list[Request], trees: list[DraftTree], log: StepLog) -> None:
         """Grow all trees level by level: pool experts only, MSB planes only."""
+        best = best_needed((request.generation.sampling for request in ready), self.speculation.width)
         for level in range(max(tree.depth for tree in trees)):
             builder = RowBuilder()
             frontiers = [tree.begin_level() for tree in trees]
             for request, tree, frontier in zip(ready, trees, frontiers, strict=True):
                 builder.add_nodes(_cache(request), tree, frontier, tree.forwarded)
-            rows = builder.build()
+            rows = builder.build(best)
             result, seconds = self._forward(rows, self.speculation.quality)
             self.pool.observe(result.experts)
-            row = 0
+            choices, first = Choices(result), 0
             for request, tree, frontier in zip(ready, trees, frontiers, strict=True):
                 if not frontier:
                     continue
-                position = len(request.tokens) + level
-                logits = result.logits[row : row + len(frontier)]
-                sampling = request.generation.sampling
-                tree.grow([candidates(selection_scores(each, sampling, position), tree.width) for each in logits])
-                row += len(frontier)
+                position, sampling = len(request.tokens) + level, request.generation.sampling
+                last = first + len(frontier)
+                tree.grow([choices.propose(row, sampling, position, tree.width) for row in range(first, last)])
+                first = last
             self._record(PassKind.DRAFT, level, rows, result, seconds, np.zeros(rows.count, dtype=np.bool_))
+            log.end_pass(Pass(PassKind.DRAFT, rows.count, self.speculation.quality))
 
-    def _verify(self, ready: list[Request], trees: list[DraftTree]) -> None:
-        """One target pass over the last tokens and the drafted ones; accept, commit, emit, update the pool."""
+    def _verify(self, ready: list[Request], trees: list[DraftTree], most: int, log: StepLog) -> None:
+        """One target pass over the last tokens and up to `most` drafted ones; accept, commit, emit, update the pool."""
         verified = [
-            tree.best_nodes(min(self.speculation.verify, _cache(request).spare_cells))
-            for request, tree in zip(ready, trees, strict=True)
+            tree.best_nodes(min(most, _cache(request).spare_cells)) for request, tree in zip(ready, trees, strict=True)
         ]
         builder = RowBuilder()
         for request, tree, nodes in zip(ready, trees, verified, strict=True):
@@ -332,37 +310,32 @@ class Engine:
                 builder.add_run(_cache(request), request.tokens[-1:], want_last=True)
             else:
                 builder.add_nodes(_cache(request), tree, nodes, nodes)
-        rows = builder.build()
-        speculative = rows.count > len(ready)
+        rows = builder.build(best_needed((request.generation.sampling for request in ready), 1))
         wanted = self.pool.choose()
         result, seconds = self._forward(rows, None)
-        plain = [request.number for request, nodes in zip(ready, verified, strict=True) if len(nodes) == 1]
-        self.pool.observe(result.experts[np.isin(rows.sequences, plain)])  # drafted ones were observed while drafting
-        kept = np.zeros(rows.count, dtype=np.bool_)
-        first = 0
+        plain = np.array([len(nodes) == 1 for nodes in verified for _ in nodes])
+        self.pool.observe(result.experts[plain])  # the routing of drafted tokens was observed while drafting
+        choices, kept, first = Choices(result), list[bool](), 0
         for request, tree, nodes in zip(ready, trees, verified, strict=True):
-            verdict = self._accept(request, tree, nodes, result.logits[first : first + len(nodes)])
-            kept[first : first + len(nodes)] = np.isin(nodes, verdict.path)
+            verdict = self._accept(request, tree, nodes, choices, first)
+            kept += [node in verdict.path for node in nodes]
             first += len(nodes)
-        self._record(PassKind.VERIFY if speculative else PassKind.AR, 0, rows, result, seconds, kept)
+            if len(nodes) > 1:
+                log.trees.append((tree.depth, len(verdict.path) - 1))
+        kind = PassKind.VERIFY if rows.count > len(ready) else PassKind.AR
+        self._record(kind, 0, rows, result, seconds, np.array(kept))
         self.pool.fill(wanted, result.read)
+        log.end_pass(Pass(kind, rows.count))
 
-    def _accept(
-        self,
-        request: Request,
-        tree: DraftTree,
-        nodes: list[int],
-        logits: np.ndarray[tuple[int, int], np.dtype[np.float32]],
-    ) -> Verdict:
-        """Take what the target agrees with into the request and its cache."""
-        row_of = {node: row for row, node in enumerate(nodes)}
+    def _accept(self, request: Request, tree: DraftTree, nodes: list[int], choices: Choices, first: int) -> Verdict:
+        """Take what the target agrees with into the request and its cache; `nodes` have the rows from `first` on."""
+        row_of = {node: first + index for index, node in enumerate(nodes)}
         sampling = request.generation.sampling
 
-        def choose(node: int) -> int:
-            position = len(request.tokens) + tree.depths[node]
-            return int(np.argmax(selection_scores(logits[row_of[node]], sampling, position)))
+        def target_choice(node: int) -> int:
+            return choices.choose(row_of[node], sampling, len(request.tokens) + tree.depths[node])
 
-        verdict = accept(tree, nodes, choose)
+        verdict = accept(tree, nodes, target_choice)
         _cache(request).commit_tree(self.backend, nodes, verdict.path)
         counters, accepted = request.acceptance, len(verdict.path) - 1
         if len(nodes) == 1:
@@ -393,7 +366,7 @@ class Engine:
             tokens=rows.tokens,
             kept=kept,
             experts=result.experts,
-            pool=self.pool.resident.copy(),
+            pool=self.pool.resident,
             distinct_experts=result.read.sum(axis=1, dtype=np.int32),
             fast_bytes=result.traffic.fast_bytes,
             slow_bytes=result.traffic.slow_bytes,
@@ -429,6 +402,8 @@ class Engine:
 
     def _resize_pool(self) -> None:
         """The KV cache comes first: the pool shrinks as contexts grow and grows back when requests end."""
+        if self.options.fast_bytes is None:
+            return  # a pool of a fixed fraction
         cells = sum(
             _cache(request).committed + min(request.prefill_left, self.options.prefill_chunk)
             for request in self._scheduler.running

@@ -26,8 +26,9 @@ class ExpertPool:
         self.decay = decay
         self.hotness = np.zeros((layers, experts), dtype=np.float64)
         self._slots = self._checked(slots)
-        self.resident: Bool = np.zeros((layers, experts), dtype=np.bool_)
-        self.resident[:, : self._slots] = True  # before anything is known, any experts will do
+        first = np.arange(experts) < self._slots  # before anything is known, any experts will do
+        self.resident: Bool = np.tile(first, (layers, 1))
+        """[L, E]; replaced by another array when it changes, so a pass can keep the one it ran with."""
 
     @property
     def slots(self) -> int:
@@ -38,7 +39,7 @@ class ExpertPool:
         """Change the slots per layer: the coldest leave at once, newcomers enter with the next target pass."""
         self._slots = self._checked(slots)
         if int(self.resident.sum(axis=1).max(initial=0)) > self._slots:
-            self.resident &= self._hottest(self.resident)
+            self.resident = self._hottest(self.resident)
 
     def observe(self, experts: npt.NDArray[np.int16]) -> None:
         """Count original routing decisions [R, L, A]."""
@@ -46,7 +47,7 @@ class ExpertPool:
 
     def choose(self) -> Bool:
         """The pool wanted after the coming target pass, bool [L, E]."""
-        return self._hottest(np.ones_like(self.resident))
+        return highest(self.hotness, self._slots)
 
     def fade(self) -> None:
         """End an engine step: older decisions count less from here on."""
@@ -57,6 +58,8 @@ class ExpertPool:
 
         A wanted expert that was neither resident nor read stays out: fetching it would cost traffic of its own.
         """
+        if not (wanted & read & ~self.resident).any():
+            return
         entering = wanted & (self.resident | read)
         staying = self.resident & ~entering
         self.resident = self._hottest(entering | staying, first=entering)
@@ -80,6 +83,11 @@ class ExpertPool:
 
 def highest(rank: npt.NDArray[np.float64], slots: int) -> Bool:
     """Mask [L, E] of the `slots` highest of each layer of `rank` [L, E], ties to the lower number."""
-    chosen = np.zeros(rank.shape, dtype=np.bool_)
-    np.put_along_axis(chosen, np.argsort(-rank, axis=1, kind="stable")[:, :slots], True, axis=1)
+    least = np.partition(rank, -slots, axis=1)[:, -slots, None]  # cheaper than sorting: this runs at every step
+    chosen = rank >= least
+    if np.count_nonzero(chosen) > slots * len(rank):
+        tied = rank == least
+        above = chosen & ~tied
+        room = slots - above.sum(axis=1, keepdims=True)
+        chosen = above | (tied & (tied.cumsum(axis=1) <= room))
     return chosen

@@ -48,24 +48,31 @@ class RowBuilder:
     """Collects the rows of one pass."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, int, int, int, int]] = []
+        self._tokens: list[int] = []
+        self._sequences: list[int] = []
+        self._positions: list[int] = []
+        self._cells: list[int] = []
+        self._prefix: list[int] = []
         self._paths: list[list[int]] = []
         self._logits: list[int] = []
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._tokens)
 
     def add_run(self, cache: SequenceCache, tokens: Sequence[int], want_last: bool) -> None:
         """Consecutive tokens from the first uncommitted position on; each sees all before it and itself.
 
         want_last: whether the last one's logits are wanted.
         """
-        for offset, token in enumerate(tokens):
-            position = cache.committed + offset
-            self._rows.append((token, cache.sequence, position, position, position + 1))
-            self._paths.append([])
+        first, count = cache.committed, len(tokens)
+        self._tokens.extend(tokens)
+        self._sequences += [cache.sequence] * count
+        self._positions += range(first, first + count)
+        self._cells += range(first, first + count)
+        self._prefix += range(first + 1, first + count + 1)
+        self._paths += [[]] * count
         if want_last:
-            self._logits.append(len(self._rows) - 1)
+            self._logits.append(len(self) - 1)
 
     def add_nodes(self, cache: SequenceCache, tree: DraftTree, nodes: Sequence[int], in_cache: Sequence[int]) -> None:
         """Tree nodes, logits wanted: each sees the committed cells and its own lineage.
@@ -74,19 +81,24 @@ class RowBuilder:
         """
         base = cache.committed
         cell_of = {node: base + i for i, node in enumerate(in_cache)}
+        self._logits += range(len(self), len(self) + len(nodes))
+        self._sequences += [cache.sequence] * len(nodes)
+        self._prefix += [base] * len(nodes)
         for node in nodes:
-            self._logits.append(len(self._rows))
-            self._rows.append((tree.tokens[node], cache.sequence, base + tree.depths[node], cell_of[node], base))
+            self._tokens.append(tree.tokens[node])
+            self._positions.append(base + tree.depths[node])
+            self._cells.append(cell_of[node])
             self._paths.append([cell_of[ancestor] for ancestor in tree.lineage(node)])
 
-    def build(self) -> Rows:
-        """The rows, sequences adjacent because they were added so."""
-        tokens, sequences, positions, cells, prefix = np.array(self._rows, dtype=np.int32).T
-        path = np.full((len(self._rows), max(map(len, self._paths))), -1, dtype=np.int32)
-        for row, path_cells in enumerate(self._paths):
-            path[row, : len(path_cells)] = path_cells
+    def build(self, best: int = 0) -> Rows:
+        """The rows, sequences adjacent because they were added so. best: see `Rows.best`."""
+        columns = (self._tokens, self._sequences, self._positions, self._cells, self._prefix)
+        tokens, sequences, positions, cells, prefix = np.array(columns, dtype=np.int32)
+        longest = max(map(len, self._paths))
+        padded = [path + [-1] * (longest - len(path)) for path in self._paths]
+        path = np.array(padded, dtype=np.int32).reshape(len(self), longest)
         logits = np.array(self._logits, dtype=np.int32)
-        return Rows(tokens, sequences, positions, cells, prefix, path, logits)
+        return Rows(tokens, sequences, positions, cells, prefix, path, logits, best)
 
 
 def scratch_cells(width: int, depth: int, verify: int) -> int:

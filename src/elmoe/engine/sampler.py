@@ -9,20 +9,28 @@ tokens that the target is going to sample. Greedy decoding is the case without n
 Acceptance of such a coupled pair is at least (1-TV)/(1+TV) for a draft and a target at total variation TV (Daliri,
 Musco, Suresh: "Coupling without communication and drafter-invariant speculative decoding"). Classic rejection
 sampling reaches 1-TV per candidate but changes the text of a seed with the draft. `docs/lossless.md` has both,
-measured. Knows nothing about models or trees.
+measured.
+
+A greedy choice needs the best logits only, so a pass over greedy requests asks the backend for no more
+(`best_needed`); `Choices` reads either kind of result. Knows nothing about models or trees.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from elmoe.backend.protocol import ForwardResult
 from elmoe.errors import ConfigError
 from elmoe.quant.bitnested import Float32
 
 Float64 = npt.NDArray[np.float64]
+Proposal = tuple[list[int], list[float]]
+"""Tokens, best first, and their log-probabilities."""
 MAX_SEED = 2**64 - 1
 
 
@@ -51,6 +59,37 @@ class Sampling:
             raise ConfigError(f"min_p must be in [0, 1], not {self.min_p}")
         if not 0 <= self.seed <= MAX_SEED:
             raise ConfigError(f"seed must be in [0, 2**64), not {self.seed}")
+
+
+def best_needed(samplings: Iterable[Sampling], count: int) -> int:
+    """`Rows.best` of a pass that picks `count` tokens per row for these requests: 0, all logits, if one samples."""
+    return count if all(sampling.temperature == 0 for sampling in samplings) else 0
+
+
+class Choices:
+    """Chooses and proposes tokens after the wanted rows of a pass, from all logits or from the best ones."""
+
+    def __init__(self, result: ForwardResult) -> None:
+        self._logits, self._best = result.logits, result.best
+        self._tokens = result.best.tokens.tolist() if result.best is not None else []
+
+    def choose(self, row: int, sampling: Sampling, position: int) -> int:
+        """The token that will stand at `position`, after wanted row `row`."""
+        if self._best is not None:
+            return self._tokens[row][0]
+        return int(np.argmax(selection_scores(self._logits[row], sampling, position)))
+
+    def propose(self, row: int, sampling: Sampling, position: int, count: int) -> Proposal:
+        """The `count` tokens likeliest to be chosen for `position`, or fewer; see `candidates`."""
+        if self._best is not None:
+            return self._tokens[row][:count], self._log_probabilities[row][:count]
+        tokens, log_probabilities = candidates(selection_scores(self._logits[row], sampling, position), count)
+        return tokens.tolist(), log_probabilities.tolist()
+
+    @cached_property
+    def _log_probabilities(self) -> list[list[float]]:
+        assert self._best is not None
+        return (self._best.logits - self._best.log_total[:, None]).tolist()
 
 
 def selection_scores(logits: Float32, sampling: Sampling, position: int) -> Float32 | Float64:

@@ -154,6 +154,12 @@ class RunStats:
     prefill_seconds: float = 0.0
     """Wall time of prefill, the engine's own work included; likewise decode."""
     decode_seconds: float = 0.0
+    steps_by_depth: dict[int, int] = field(default_factory=dict)
+    """Decode steps by the depth of their deepest draft tree; 0 is plain decoding."""
+
+    def count_step(self, depth: int) -> None:
+        """Add one decode step."""
+        self.steps_by_depth[depth] = self.steps_by_depth.get(depth, 0) + 1
 
     def count(self, record: PassRecord) -> None:
         """Add one pass."""
@@ -182,5 +188,6 @@ class RunStats:
             "fast_bytes_read": sum(totals.fast_bytes_read for totals in decode),
             "slow_bytes_read": sum(totals.slow_bytes_read for totals in decode),
             "kv_bytes_read": sum(totals.kv_bytes_read for totals in decode),
+            "steps_by_depth": {str(depth): count for depth, count in sorted(self.steps_by_depth.items())},
             "passes": {kind.value: asdict(totals) for kind, totals in self.passes.items()},
         }

@@ -35,9 +35,10 @@ def test_rows_of_the_contract(capsys):
         assert row["fraction_of_bandwidth"] > 0  # `tiny` lives in the cache: no upper bound
         assert len(row["decode_tok_s_by_round"]) == 2
         assert row["ratio_to_ar"] == 1 or row["arm"] in ("sd", "auto")
-        assert ("acceptance_rate" in row) == (row["arm"] == "sd")
+        if row["arm"] != "auto":  # which drafts if it measures that it pays
+            assert ("acceptance_rate" in row) == (row["arm"] == "sd")
     assert found["settings"]["steps"] == 3
-    assert found["settings"]["backend"] == "reference"
+    assert found["settings"]["backend"] == "cpu"
     assert found["read_gb_per_s"] > 0
     assert found["threads"] >= 1
     assert found["peer"] is None

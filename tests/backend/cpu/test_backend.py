@@ -37,6 +37,7 @@ def healthy(odd_model: OddModel) -> Checkpoint:
 def cpu(healthy: Checkpoint) -> CpuBackend:
     backend = CpuBackend(healthy)
     backend.allocate(0, 10)
+    backend.allocate(1, 10)
     return backend
 
 
@@ -61,6 +62,8 @@ def no_path(count: int) -> np.ndarray[Any, Any]:
         ({"positions": int32([0, -1, 2])}, "position outside the KV cache of row 1"),
         ({"path": int32([3, 4, 10])[:, None]}, "path cell outside the KV cache of row 2"),
         ({"path": int32([3, 2**31 - 1, 1])[:, None]}, "path cell outside the KV cache of row 1"),
+        ({"path": np.int32([[1, -1, -1], [1, -1, 2], [3, 4, 5]])}, "path cell after the end of the path of row 1"),
+        ({"sequences": int32([0, 1, 0])}, "rows of sequence 0 are not adjacent"),
         ({"prefix": int32([1, 0, 3])}, "nothing to attend to of row 1"),
         ({"prefix": int32([1, 0, 3]), "path": int32([1, -1, 1])[:, None]}, "nothing to attend to of row 1"),
         ({"logits": int32([0, 3])}, "wanted logits of a row that is not there"),
@@ -82,8 +85,18 @@ def test_rows_out_of_range_are_refused(cpu: CpuBackend, change: dict[str, Any], 
     assert same_bits(cpu.forward(ROWS).logits, want.logits), "usable afterwards"
 
 
-@pytest.mark.parametrize("change", [{"tokens": [5, 77, 200]}, {"path": int32([1, 1, 1])}, {"prefix": None}], ids=str)
-def test_what_is_no_array_is_refused(cpu: CpuBackend, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": [5, 77, 200]},
+        {"tokens": np.array([5, 77, 2**32 + 200])},
+        {"tokens": np.array([5.0, 77.0, 200.5])},
+        {"path": int32([1, 1, 1])},
+        {"prefix": None},
+    ],
+    ids=str,
+)
+def test_what_is_no_int32_array_is_refused(cpu: CpuBackend, change: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="incompatible function arguments"):
         cpu.forward(replace(ROWS, **change))
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from processes import python
+from twins import open_on
 
 from backend.passes import chain_of, int32, joined, run_of, same_bits
 from elmoe.backend.cpu.backend import CpuBackend
@@ -136,17 +137,21 @@ def test_damaged_vectors_are_found_at_once(copy: Path, healthy: Checkpoint, piec
 
 
 @pytest.mark.parametrize("best", [0, 1, 600])
-@pytest.mark.parametrize("value", [np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("final_norm", np.inf), ("final_norm", -np.inf), ("layers.2.ffn_norm", 3e38), ("layers.0.ffn_norm", np.nan)],
+)
 def test_logits_that_are_not_finite_are_an_error(
-    healthy: Checkpoint, monkeypatch: pytest.MonkeyPatch, best: int, value: float
+    healthy: Checkpoint, monkeypatch: pytest.MonkeyPatch, isa: str, name: str, value: float, best: int
 ) -> None:
+    """Also where quantising the residual would have made zeros of it."""
     vector = Checkpoint.vector
 
-    def spoilt(self: Checkpoint, name: str) -> Any:
-        return np.full(96, value, dtype=np.float32) if name == "final_norm" else vector(self, name)
+    def spoilt(self: Checkpoint, asked: str) -> Any:
+        return np.full(96, value, dtype=np.float32) if asked == name else vector(self, asked)
 
     monkeypatch.setattr(Checkpoint, "vector", spoilt)
-    backend = CpuBackend(healthy)
+    backend = open_on(isa, healthy)
     backend.allocate(0, 10)
     with pytest.raises(CheckpointError, match=r"model\.elmoe: logits are not finite; the weights are damaged"):
         backend.forward(replace(ROWS, best=best))

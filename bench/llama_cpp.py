@@ -4,8 +4,8 @@
     python bench/llama_cpp.py --markdown
 
 MODEL.elmoe: `python bench/random_checkpoint.py FOLDER`, then `elmoe convert FOLDER -o MODEL.elmoe`. Arms are
-interleaved, medians over rounds, a bandwidth probe in every round. Writes bench/results/llama_cpp.json; --markdown rewrites the
-tables of README.md and docs/cpu.md from it.
+interleaved, medians over rounds, a bandwidth probe in every round. Writes bench/results/llama_cpp.json; --markdown
+rewrites the tables of README.md and docs/cpu.md from it.
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ from elmoe.quant.bitnested import Float32
 Float64 = npt.NDArray[np.float64]
 Proposal = tuple[list[int], list[float]]
 """Tokens, best first, and their log-probabilities."""
+Tokens = npt.NDArray[np.intp]
 MAX_SEED = 2**64 - 1
+NUCLEUS_LOOKS = (256, 2048)
+"""Best tokens that are sorted to find a nucleus, one number after the other; then all."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,22 @@ def selection_scores(logits: Float32, sampling: Sampling, position: int) -> Floa
         return logits
     with np.errstate(over="ignore"):  # a temperature near 0 sends all but the best to -inf
         scores = (logits.astype(np.float64) - logits.max()) / sampling.temperature
-    scores[~_kept(scores, sampling)] = -np.inf
-    return scores + gumbel(sampling.seed, position, len(logits))
+    kept = _kept(scores, sampling)
+    if len(kept) == len(scores):
+        return scores + gumbel(sampling.seed, position, len(scores))
+    chosen = np.full_like(scores, -np.inf)
+    chosen[kept] = scores[kept] + gumbel(sampling.seed, position, int(kept[-1]) + 1, kept)
+    return chosen
 
 
-def gumbel(seed: int, position: int, count: int) -> Float64:
-    """Gumbel noise [count] of a position: counter-based (Philox), so any position's noise can be had directly."""
+def gumbel(seed: int, position: int, count: int, only: Tokens | None = None) -> Float64:
+    """Gumbel noise [count] of a position, or of the tokens `only` below `count`.
+
+    Counter-based (Philox), so any position's noise can be had directly.
+    """
     bits = np.random.Philox(key=seed, counter=[0, 0, 0, position]).random_raw(count)
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1)
+    drawn = bits if only is None else bits[only]
+    uniform = ((drawn >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1)
     return -np.log(-np.log(uniform))
 
 
@@ -117,26 +128,46 @@ def candidates(scores: Float32 | Float64, count: int) -> tuple[npt.NDArray[np.in
 
     Fewer where the filters left fewer. The log-probabilities are a draft's confidence in each candidate.
     """
-    count = min(count, len(scores))
-    least = np.partition(scores, -count)[-count]
-    best = np.flatnonzero(scores >= least)
-    best = best[np.lexsort((best, -scores[best]))][:count]  # ties to the lower number, as in the target's argmax
+    best = _best_first(scores, count)
     best = best[np.isfinite(scores[best])]
     top = float(scores[best[0]])
     total = np.log(np.exp(scores - top).sum(dtype=np.float64))
     return best, scores[best].astype(np.float64) - top - total
 
 
-def _kept(scores: Float64, sampling: Sampling) -> npt.NDArray[np.bool_]:
-    kept = np.ones(len(scores), dtype=np.bool_)
-    if 0 < sampling.top_k < len(scores):
-        order = np.argsort(-scores, kind="stable")
-        kept[order[sampling.top_k :]] = False
+def _best_first(scores: Float32 | Float64, count: int) -> Tokens:
+    """The `count` best tokens of scores [V], ties to the lower number, as in the target's argmax."""
+    if count >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    least = np.partition(scores, -count)[-count]
+    best = np.flatnonzero(scores >= least)
+    return best[np.lexsort((best, -scores[best]))][:count]
+
+
+def _kept(scores: Float64, sampling: Sampling) -> Tokens:
+    """Tokens that the filters leave, ascending."""
+    count, filtered = len(scores), 0 < sampling.top_k < len(scores)
+    if sampling.top_p == 1 and sampling.min_p == 0 and not filtered:
+        return np.arange(count)
+    best = _best_first(scores, sampling.top_k) if filtered else None
     if sampling.top_p < 1:
-        order = np.argsort(-np.where(kept, scores, -np.inf), kind="stable")
-        probabilities = np.exp(scores[order] - scores[order[0]]) * kept[order]
-        before = np.cumsum(probabilities) - probabilities
-        kept[order[before >= sampling.top_p * probabilities.sum()]] = False
+        best = _nucleus(scores, sampling.top_p, best)
+    if best is None:
+        best = np.arange(count)
     if sampling.min_p > 0:
-        kept &= scores >= scores[kept].max() + np.log(sampling.min_p)
-    return kept
+        best = best[scores[best] >= scores.max() + np.log(sampling.min_p)]
+    return np.sort(best)
+
+
+def _nucleus(scores: Float64, top_p: float, among: Tokens | None) -> Tokens:
+    """The smallest set of best tokens whose share reaches `top_p`; `among`: those to choose from, best first."""
+    top = scores.max()
+    total = np.exp((scores if among is None else scores[among]) - top).sum()
+    for count in (*NUCLEUS_LOOKS, len(scores)):
+        best = _best_first(scores, count) if among is None else among
+        probabilities = np.exp(scores[best] - top)
+        before = np.cumsum(probabilities) - probabilities
+        nucleus = best[before < top_p * total]
+        if len(nucleus) < len(best):  # it ends among the tokens looked at
+            break
+    return nucleus

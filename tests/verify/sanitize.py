@@ -78,7 +78,7 @@ def memory(folder: Path) -> None:
         settings = {
             "ELMOE_ISA": path,
             "ASAN_OPTIONS": f"detect_leaks=0:allocator_may_return_null=1:log_path={folder}/found",  # Python's own leaks
-            "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={folder}/found",
+            "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         }
         run(command, native, "libasan.so", folder, settings)
 

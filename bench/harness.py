@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import elmoe
+from elmoe.backend.cpu.backend import read_bandwidth
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -27,21 +26,10 @@ def provenance(settings: dict[str, Any]) -> dict[str, Any]:
         "commit": commit.stdout.strip() or "unknown",
         "elmoe": elmoe.__version__,
         "host": {"machine": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()},
-        "read_gb_per_s": round(read_bandwidth_gb_per_s(), 1),
+        "read_gb_per_s": round(read_bandwidth(), 1),
         "date": time.strftime("%Y-%m-%d"),
         "settings": settings,
     }
-
-
-def read_bandwidth_gb_per_s(megabytes: int = 256, repeats: int = 5) -> float:
-    """Median rate at which one thread reads memory (a NumPy maximum over an array larger than the caches)."""
-    block = np.ones(megabytes << 17, dtype=np.int64)
-    rates = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        block.max()
-        rates.append(block.nbytes / 1e9 / (time.perf_counter() - started))
-    return float(np.median(rates))
 
 
 def write_result(name: str, document: dict[str, Any]) -> Path:

@@ -5,13 +5,12 @@
 For 1 to 16 rows, both planes (what plain decoding and verification stream) and the MSB plane alone (what a draft
 streams), from DRAM (matrices of four times the last-level cache) and from that cache (a quarter of it). Weights are
 files mapped into memory, as the product has them. The reading probe runs beside every product, on the same threads;
-medians over the rounds. Writes bench/results/kernels.json; `--markdown` renews the table of docs/cpu.md from it.
+medians over the rounds. Writes bench/results/kernels.json; with --markdown also the table in docs/cpu.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import tempfile
@@ -27,7 +26,7 @@ from elmoe.backend.cpu import _native
 from elmoe.backend.cpu.backend import TARGET_BITS, weight_bits
 from elmoe.backend.protocol import DraftQuality
 from elmoe.quant.tiles import MSB_TILE_BYTES, NIBBLE_BYTES, plane_bytes, tile_grid
-from harness import RESULTS, ROOT, markdown_table, provenance, replace_block, write_result
+from harness import ROOT, markdown_table, provenance, replace_block, write_result
 
 ROWS = (1, 2, 4, 8, 16)
 KINDS = {"merged": TARGET_BITS, "msb": weight_bits(DraftQuality(4))}
@@ -164,11 +163,10 @@ def table(document: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--markdown", action="store_true", help="only renew the table of docs/cpu.md")
+    parser.add_argument("--markdown", action="store_true", help="also write the table into docs/cpu.md")
     arguments = parser.parse_args()
-    if not arguments.markdown:
-        write_result("kernels", run(arguments.rounds))
-    document = json.loads((RESULTS / "kernels.json").read_text(encoding="utf-8"))
+    document = run(arguments.rounds)
+    write_result("kernels", document)
     if arguments.markdown:
         replace_block(ROOT / "docs" / "cpu.md", "kernels", table(document))
     print(table(document))

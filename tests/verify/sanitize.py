@@ -62,25 +62,17 @@ def main() -> None:
 def memory(folder: Path) -> None:
     """Raises SystemExit for a failing test or a finding."""
     native = build("address,undefined", folder)
+    pytest = [sys.executable, "-m", "pytest", "backend/cpu", "--ignore", "backend/cpu/test_memory.py"]
+    pytest += ["-p", "no:cacheprovider", "--timeout", "1200", "--capture", "no"]
     # Tests of all paths need not be repeated on the second one.
     for path, selected in (("", ""), ("portable", "not (avx512 or avx2 or portable)")):
         print(f"tests/backend/cpu on {path or 'the best path'}", flush=True)
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "backend/cpu",
-            "--ignore",
-            "backend/cpu/test_memory.py",
-            "-k",
-            selected,
-        ]
         settings = {
             "ELMOE_ISA": path,
             "ASAN_OPTIONS": f"detect_leaks=0:allocator_may_return_null=1:log_path={folder}/found",  # Python's own leaks
             "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         }
-        run(command, native, "libasan.so", folder, settings)
+        run([*pytest, "-k", selected], native, "libasan.so", folder, settings)
 
 
 def threads(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 NATIVE = Path(__file__).parents[3] / "native"
 SOURCES = ["src/isa.cpp", "src/kernels_portable.cpp", "tests/digest.cpp"]
-CORE = ["pass.cpp", "model.cpp", "threads.cpp", "crc32.cpp"]
+CORE = ["pass.cpp", "attention.cpp", "experts.cpp", "head.cpp", "model.cpp", "threads.cpp", "crc32.cpp"]
 FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE / 'src'}"]
 
 pytestmark = [

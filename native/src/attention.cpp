@@ -1,0 +1,128 @@
+// The attention phases of a pass.
+#include <algorithm>
+
+#include "pass.h"
+#include "units.h"
+
+namespace elmoe {
+
+// Adds the experts' outputs of the layer before to y, in the order of their scores.
+void Workspace::combine_row(int r, float *y) const {
+  const float *outputs[64];
+  const auto first = static_cast<size_t>(r * used_);
+  for (int k = 0; k < used_; ++k)
+    outputs[k] = &expert_out_[static_cast<size_t>(slots_[first + static_cast<size_t>(k)]) * width_];
+  k_.combine(outputs, &weights_[first], used_, model_.hidden, y);
+}
+
+void Workspace::norm_rows(const Norm &norm, int t) {
+  for (int r = t; r < in_->rows; r += threads_) {
+    if (pending_)
+      combine_row(r, x_row(r));
+    k_.rms_norm(x_row(r), norm.weight, norm.eps, model_.hidden, normed_row(r));
+    quantize_part(normed_row(r), model_.hidden, 0, r, in_->rows, packed_);
+  }
+}
+
+void Workspace::attention(int index, int t) {
+  const Attention &a = model_.layers[static_cast<size_t>(index)].attention;
+  const int R = in_->rows;
+  queue_.drain(t, [&](int unit) {
+    const int b = unit * unit_, blocks = std::min(unit_, a.qkv.blocks() - b);
+    for (int first = 0; first < R; first += max_rows_) {
+      const int rows = chunk_rows(first, R);
+      float *y = &qkv_[static_cast<size_t>(first) * qkv_stride_ + static_cast<size_t>(b) * kTileRows];
+      k_.matmul(in_->bits, rows, a.qkv.msb_block(b), a.qkv.lsb_block(b), blocks, a.qkv.tiles(), packed_.chunk(first),
+                y, qkv_stride_);
+      add_bias(a.qkv, b, blocks, rows, y, qkv_stride_);
+    }
+  });
+  auto share_heads = [&] {
+    pending_ = false;
+    queue_.fill(R * a.kv_heads, [&](int task) { return in_->prefix[task / a.kv_heads] + 32; });
+  };
+  if (!independent_) { // rows of one sequence see each other's keys: all are stored before any row looks
+    barrier_.wait([&] { queue_.fill(R * a.kv_heads); });
+    lap(Phase::qkv, t);
+    queue_.drain(t, [&](int task) { store_keys(index, task / a.kv_heads, task % a.kv_heads); });
+  }
+  barrier_.wait(share_heads);
+  lap(independent_ ? Phase::qkv : Phase::rope, t);
+
+  const int width = a.heads / a.kv_heads * a.head_dim; // of the heads that share keys
+  const bool whole_tiles = width % kTileInputs == 0;
+  queue_.drain(t, [&](int task) {
+    const int r = task / a.kv_heads, kv = task % a.kv_heads;
+    const Attended seen = attended(index, r, kv);
+    if (independent_) {
+      k_.fetch(seen);
+      store_keys(index, r, kv);
+    }
+    k_.attend(seen, a.heads / a.kv_heads, &qkv_[static_cast<size_t>(r) * qkv_stride_ + static_cast<size_t>(kv * width)],
+              mixed_row(r, a) + kv * width, own_[static_cast<size_t>(t)].attention.data());
+    if (whole_tiles)
+      quantize_part(mixed_row(r, a) + kv * width, width, kv * width / kGroup, r, R, packed_);
+  });
+  if (!whole_tiles) {
+    barrier_.wait();
+    for (int r = t; r < R; r += threads_)
+      quantize_part(mixed_row(r, a), a.out.inputs, 0, r, R, packed_);
+  }
+  barrier_.wait([&] { fill_units(a.out); });
+  lap(Phase::attend, t);
+
+  float *products = own_[static_cast<size_t>(t)].products.data();
+  queue_.drain(t, [&](int unit) {
+    const int b = unit * unit_, blocks = std::min(unit_, a.out.blocks() - b), columns = blocks * kTileRows;
+    for (int first = 0; first < R; first += max_rows_) {
+      const int rows = chunk_rows(first, R);
+      k_.matmul(in_->bits, rows, a.out.msb_block(b), a.out.lsb_block(b), blocks, a.out.tiles(), packed_.chunk(first),
+                products, static_cast<size_t>(columns));
+      add_bias(a.out, b, blocks, rows, products, static_cast<size_t>(columns));
+      for (int m = 0; m < rows; ++m)
+        k_.add(products + static_cast<size_t>(m) * static_cast<size_t>(columns), columns,
+               x_row(first + m) + static_cast<size_t>(b) * kTileRows);
+    }
+  });
+  barrier_.wait();
+  lap(Phase::out, t);
+}
+
+// Norms, rotates and stores what one row contributes to one key-value head; its query heads too.
+void Workspace::store_keys(int index, int r, int kv) {
+  const Attention &a = model_.layers[static_cast<size_t>(index)].attention;
+  const RopeTable &rope = model_.ropes[static_cast<size_t>(a.rope)];
+  const int d = a.head_dim, shared = a.heads / a.kv_heads, position = in_->positions[r], cell = in_->cells[r];
+  const float *cosine = rope.cosines_at(position), *sine = rope.sines_at(position);
+  float *row = &qkv_[static_cast<size_t>(r) * qkv_stride_];
+  auto turn = [&](float *x, const Norm &norm, float factor) {
+    if (norm.weight)
+      k_.rms_norm(x, norm.weight, norm.eps, d, x);
+    k_.rotate(cosine, sine, factor, d, x);
+  };
+  for (int h = kv * shared; h < (kv + 1) * shared; ++h)
+    turn(row + h * d, a.query_norm, a.score_scale);
+  float *key = row + (a.heads + kv) * d;
+  turn(key, a.key_norm, 1.0f);
+  const KvCache &cache = *caches_[static_cast<size_t>(r)];
+  k_.store_key(key, d, cell, cache.keys(index, kv));
+  k_.store_value(row + (a.heads + a.kv_heads + kv) * d, d,
+                 cache.values(index, kv) + static_cast<size_t>(cell) * static_cast<size_t>(d));
+}
+
+Attended Workspace::attended(int index, int r, int kv) const {
+  const KvCache &cache = *caches_[static_cast<size_t>(r)];
+  Attended seen{cache.keys(index, kv), cache.values(index, kv), model_.layers[static_cast<size_t>(index)].attention.head_dim,
+                in_->prefix[r], in_->path + static_cast<size_t>(r) * static_cast<size_t>(in_->path_width), 0};
+  int end = 0;
+  while (end < in_->path_width && seen.path[end] >= 0)
+    ++end;
+  int skip = 0; // path cells that go on where the prefix ends are read like a prefix
+  while (skip < end && seen.path[skip] == seen.prefix)
+    ++seen.prefix, ++skip;
+  seen.path += skip;
+  seen.path_count = end - skip;
+  return seen;
+}
+
+} // namespace elmoe

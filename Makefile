@@ -36,6 +36,8 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python bench/kernels.py
+	$(BIN)/python bench/cost_model.py tiny --name cost_model_tiny
 	$(ONE_THREAD) $(BIN)/python bench/speculation.py --prompts $(PROMPT_DIR)
 	$(ONE_THREAD) $(BIN)/python bench/elasticity.py --prompts $(PROMPT_DIR)
 	$(ONE_THREAD) $(BIN)/python bench/pool.py --prompts $(PROMPT_DIR)

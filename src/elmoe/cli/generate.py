@@ -120,7 +120,9 @@ def logits(
     activations: Annotated[Activations, typer.Option(help="fp32 compares with other implementations.")] = (
         Activations.INT8
     ),
-    backend: opt.BackendName = "cpu",
+    backend: Annotated[
+        str | None, typer.Option(help="Default: cpu, or reference for fp32.", show_default=False)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write teacher-forced logits, float32 [tokens, vocabulary], to a .npy file."""
@@ -136,11 +138,11 @@ def logits(
     if output.suffix != ".npy":
         raise ConfigError(f"{output}: logits are written in NumPy's format; name a .npy file")
     if activations is Activations.FP32:
-        if backend != "reference":
-            raise ConfigError("only the reference backend computes with fp32 activations; add --backend reference")
+        if backend not in (None, "reference"):
+            raise ConfigError("only the reference backend computes with fp32 activations; leave --backend out")
         teacher = Teacher(ReferenceBackend(checkpoint, activations), ids)
     else:
-        teacher = Teacher(open_backend(backend, checkpoint), ids)
+        teacher = Teacher(open_backend(backend or "cpu", checkpoint), ids)
     made = teacher.draft_logits(0, len(ids), quality, None) if draft else teacher.logits
     with atomic_file(output) as file, storage_errors(output):
         np.save(file, made)

@@ -33,6 +33,9 @@ inline Lanes exponential(Lanes x) {
 // Largest magnitude of a group of 32.
 inline float group_amax(const float *x) { return highest(max(abs(load(x)), abs(load(x + 16)))); }
 
+// Changes no finite activation; one that is not a number (the pass is void then) must not overflow the sum of codes.
+inline Lanes in_range(Lanes code) { return min(max(code, all(-127.0f)), all(127.0f)); }
+
 inline void quantize(const float *x, int inputs, int32_t excess, int m, int M, const PackedRows &packed) {
   const int groups = inputs / kGroup, padded = tiles_of(inputs) * 2;
   for (int g = 0; g < groups; ++g) {
@@ -41,8 +44,8 @@ inline void quantize(const float *x, int inputs, int32_t excess, int m, int M, c
     const Lanes inverse = all(live ? 127.0f / amax : 0.0f);
     const size_t at = static_cast<size_t>(g) * M + m;
     int8_t *codes = packed.codes + at * kGroup;
-    int32_t total = store_codes(codes, load(x + kGroup * g) * inverse);
-    total += store_codes(codes + 16, load(x + kGroup * g + 16) * inverse);
+    int32_t total = store_codes(codes, in_range(load(x + kGroup * g) * inverse));
+    total += store_codes(codes + 16, in_range(load(x + kGroup * g + 16) * inverse));
     packed.scales[at] = live ? amax / 127.0f : 0.0f;
     packed.offsets[at] = -excess * total;
   }

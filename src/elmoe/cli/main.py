@@ -18,6 +18,7 @@ from elmoe.cli.demo import demo
 from elmoe.cli.elasticity import elasticity
 from elmoe.cli.generate import logits, run, trace
 from elmoe.cli.models import convert, inspect
+from elmoe.cli.simulate import simulate
 from elmoe.errors import ElmoeError
 
 INTERRUPTED = 130
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, convert, inspect, run, logits, bench, elasticity, trace):
+for verb in (demo, convert, inspect, run, logits, bench, elasticity, trace, simulate):
     app.command()(verb)
 
 

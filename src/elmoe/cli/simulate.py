@@ -1,0 +1,155 @@
+"""`elmoe simulate`: one or several accelerators on one or several models."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from elmoe.cli.console import Json, emit_json, err, out, parse_integers, say, table
+from elmoe.errors import ConfigError
+from elmoe.sim.model import MODELS, SimModel, load_model, model_from_shape
+from elmoe.sim.profile import Profile, named_profile, profile_from_trace, scheme_specs
+from elmoe.sim.run import Query, rows
+from elmoe.sim.spec import SCHEMES, SYSTEMS, Machine, load_machine
+from elmoe.sim.write_rows import write_rows
+from elmoe.trace.parquet import read_trace
+
+COLUMNS = (
+    *("model", "system", "scheme", "mode", "HB GB", "batch", "context", "workload", "alpha"),
+    *("ms/token", "vs xpu", "mJ/token", "waits for"),
+)
+
+
+def simulate(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"{', '.join(MODELS)}, all, or a config.json. Repeatable. Default: {MODELS[0]}, or the trace's."
+        ),
+    ] = None,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{', '.join(SYSTEMS)}, all, or a .toml file. Repeatable. Default: elmoe-3d."),
+    ] = None,
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{', '.join(SCHEMES)}, or all. Repeatable. Default: what the system is for."),
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="ar (the scheme's memory map resident) or sd. Default: sd with a scheme.")
+    ] = None,
+    hb_gb: Annotated[
+        str | None, typer.Option(help="HB capacity in GB, for example 4 or 4,8. Default: the system's.")
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Sequences, for example 1,4,16.")] = "1",
+    context: Annotated[str, typer.Option(help="Tokens in the cache per sequence, for example 1024,32768.")] = "1024",
+    workload: Annotated[list[str] | None, typer.Option(help="mt-bench, gsm8k, alpaca, humaneval. Repeatable.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Measure locality and acceptance from this trace.")] = None,
+    acceptance: Annotated[
+        float | None, typer.Option(help="Accepted draft tokens / tree depth, instead of the profile's.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write .parquet, .csv or .json.")] = None,
+    json: Json = False,
+) -> None:
+    """Predict latency, energy per token and bottleneck of an accelerator on a model."""
+    specs = scheme_specs()
+    loads = _loads(model, workload, trace)
+    machines = _machines(system, hb_gb)
+    batches, contexts = tuple(parse_integers(batch, "batch")), tuple(parse_integers(context, "context"))
+    queries = []
+    for (shape, profile, named), machine in product(loads, machines):
+        for wanted in _schemes(scheme, machine):
+            way = "ar" if wanted == "none" and (mode is None or scheme == ["all"]) else mode or "sd"
+            queries.append(Query(machine, shape, profile, named, wanted, way, batches, contexts, acceptance))
+    found = rows(queries, specs)
+    config = {
+        "machines": {machine.name: _plain(machine) for machine in machines},
+        "models": {shape.name: asdict(shape) for shape, _, _ in loads},
+        "schemes": {name: _numbers(getattr(specs, name).quantities) for name in ("tree", "eagle", "slm", "placement")},
+    }
+    if output is not None:
+        write_rows(output, found, config)
+    if json:
+        emit_json({"rows": found, "config": config})
+        return
+    _show(found)
+    if output is not None:
+        say(f"{output}: {len(found)} rows", err)
+
+
+def _loads(
+    names: list[str] | None, workloads: list[str] | None, trace: Path | None
+) -> list[tuple[SimModel, Profile, str]]:
+    """(model, profile, workload) of everything asked for."""
+    specs = scheme_specs()
+    if trace is not None:
+        if workloads:
+            raise ConfigError("give --workload or --trace, not both: a trace brings its own locality")
+        recorded = read_trace(trace)
+        profile = profile_from_trace(recorded, specs)
+        models = [load_model(name) for name in names] if names else [model_from_shape(recorded.shape, recorded.source)]
+        for item in models:
+            if (item.experts, item.experts_per_tok) != (recorded.shape.experts, recorded.shape.experts_per_tok):
+                raise ConfigError(
+                    f"{trace} has {recorded.shape.experts_per_tok} of {recorded.shape.experts} experts per token, "
+                    f"{item.name} {item.experts_per_tok} of {item.experts}; record a trace of that model"
+                )
+        return [(item, profile, "trace") for item in models]
+    chosen = MODELS if names == ["all"] else names or MODELS[:1]
+    models = [load_model(name) for name in chosen]
+    return [(item, named_profile(item, one, specs), one) for item in models for one in workloads or ["mt-bench"]]
+
+
+def _machines(names: list[str] | None, hb_gb: str | None) -> list[Machine]:
+    chosen = SYSTEMS if names == ["all"] else names or ["elmoe-3d"]
+    found = [load_machine(name) for name in chosen]
+    if hb_gb is None:
+        return found
+    try:
+        sizes = [float(part) for part in hb_gb.split(",")]
+    except ValueError:
+        raise ConfigError(f"hb-gb: cannot read {hb_gb!r}; write for example 4 or 4,8") from None
+    return [machine.with_hb_gb(size) for machine in found for size in sizes]
+
+
+def _schemes(names: list[str] | None, machine: Machine) -> tuple[str, ...]:
+    if names == ["all"]:
+        return SCHEMES
+    return tuple(names) if names else (machine.scheme,)
+
+
+def _plain(machine: Machine) -> dict[str, Any]:
+    return {name: _numbers(found) for name, found in machine.quantities().items()} | {
+        "pes": machine.compute.pes,
+        "hb_gb": machine.hb_equivalent_gb,
+    }
+
+
+def _numbers(quantities: Any) -> dict[str, Any]:
+    return {name: asdict(entry) | {"status": entry.status.value} for name, entry in quantities.items()}
+
+
+def _show(found: list[dict[str, Any]]) -> None:
+    lines = [
+        (
+            row["model"],
+            row["system"],
+            row["scheme"],
+            row["mode"],
+            f"{row['hb_gb']:g}",
+            row["batch"],
+            row["context"],
+            row["workload"],
+            "" if row["acceptance_rate"] is None else f"{row['acceptance_rate']:.2f}",
+            f"{row['latency_ms_per_token']:.2f}",
+            f"{row['speedup_vs_xpu']:.2f}",
+            f"{row['energy_mj_per_token']['total']:.1f}",
+            row["bottleneck"],
+        )
+        for row in found
+    ]
+    out.print(table("simulated; alpha is accepted draft tokens / tree depth", COLUMNS, lines))

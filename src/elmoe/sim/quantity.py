@@ -1,0 +1,137 @@
+"""Numbers with unit, source and status, and the tables of them that TOML files hold.
+
+A table of a specification file becomes a frozen dataclass whose fields were declared with `quantity`; in the file every
+such field is an inline table::
+
+    [ext]
+    channels = { value = 8, unit = "1", source = "ELMoE-3D section 5", status = "paper" }
+
+Knows nothing about what the numbers describe.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import Enum
+from typing import Any, ClassVar, Self, TypeVar
+
+from elmoe.errors import ConfigError
+
+
+class Status(Enum):
+    """How far a number can be trusted."""
+
+    DATASHEET = "datasheet"
+    """A standard's or a vendor's."""
+    PAPER = "paper"
+    """Stated in the paper that is reproduced."""
+    MEASURED = "measured"
+    """By us; the source names the script."""
+    ASSUMED = "assumed"
+    """Chosen by us where nobody says; the source gives the reason."""
+    CALIBRATED = "calibrated"
+    """Fitted; the source says to what."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One entry of a specification file."""
+
+    value: float | int | str
+    unit: str
+    source: str
+    status: Status
+
+
+T = TypeVar("T", bound="Spec")
+ENTRY = ("value", "unit", "source", "status")
+UNIT, MINIMUM, ABOVE, CHOICES = "unit", "minimum", "above", "choices"
+
+
+def quantity(
+    unit: str,
+    *,
+    minimum: float = -math.inf,
+    above: float = -math.inf,
+    choices: tuple[str, ...] = (),
+    default: Any = MISSING,
+) -> Any:
+    """A field of a `Spec`: its unit ("1" where it has none) and its range. With a default the file may leave it out."""
+    metadata = {UNIT: unit, MINIMUM: minimum, ABOVE: above, CHOICES: choices}
+    return field(metadata=metadata) if default is MISSING else field(metadata=metadata, default=default)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Base of the dataclasses that TOML tables become. `quantities` keeps unit, source and status of every field."""
+
+    WHAT: ClassVar[str] = "specification"
+
+    quantities: Mapping[str, Quantity] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], where: str) -> Self:
+        """Read one table; ConfigError names `where`, the field and the remedy."""
+        declared = {item.name: item for item in fields(cls) if UNIT in item.metadata}
+        refuse_unknown(table, declared, where)
+        missing = [name for name, item in declared.items() if name not in table and item.default is MISSING]
+        if missing:
+            raise ConfigError(f"{where}: {missing[0]} is missing; give it a value, unit, source and status")
+        entries = {name: _entry(table[name], declared[name], f"{where}.{name}") for name in table}
+        return cls(**{name: entry.value for name, entry in entries.items()}, quantities=entries)
+
+
+def refuse_unknown(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """ConfigError for the first key that is not known, with the nearest one that is."""
+    names = list(known)
+    for key in table:
+        if key not in names:
+            raise ConfigError(f"{where}: unknown field {key!r}{nearest(key, names)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` or the list of what is known."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names)}"
+
+
+def _entry(found: Any, item: Field[Any], where: str) -> Quantity:
+    if not isinstance(found, Mapping):
+        raise ConfigError(
+            f'{where}: write {{ value = {found!r}, unit = "{item.metadata[UNIT]}", source = "...", status = "..." }}'
+        )
+    refuse_unknown(found, ENTRY, where)
+    for key in ENTRY:
+        if key not in found:
+            raise ConfigError(f"{where}: {key} is missing; every number carries value, unit, source and status")
+    if found["unit"] != item.metadata[UNIT]:
+        raise ConfigError(f"{where}: is in {item.metadata[UNIT]!r}, not {found['unit']!r}; convert the value")
+    if not isinstance(found["source"], str) or not found["source"].strip():
+        raise ConfigError(f"{where}: source is empty; say where the number comes from")
+    statuses = [status.value for status in Status]
+    if found["status"] not in statuses:
+        raise ConfigError(f"{where}: status {found['status']!r} is not one of {', '.join(statuses)}")
+    value = _value(found["value"], item, where)
+    return Quantity(value, found["unit"], found["source"], Status(found["status"]))
+
+
+def _value(value: Any, item: Field[Any], where: str) -> float | int | str:
+    """The value as the field's type, within its range. Field types are 'int', 'float' and 'str'."""
+    wanted = str(item.type)
+    if wanted == "str":
+        choices = item.metadata[CHOICES]
+        if not isinstance(value, str) or (choices and value not in choices):
+            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(choices)}")
+        return value
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or (wanted == "int" and value != int(value)):
+        raise ConfigError(f"{where}: {value!r} is not {'an integer' if wanted == 'int' else 'a number'}")
+    if value <= item.metadata[ABOVE] or value < item.metadata[MINIMUM]:
+        above = item.metadata[ABOVE]
+        bound = f"above {above:g}" if value <= above else f"at least {item.metadata[MINIMUM]:g}"
+        raise ConfigError(f"{where}: must be {bound}, not {value:g}")
+    return int(value) if wanted == "int" else float(value)

@@ -43,7 +43,7 @@ IMPORT_ALL = {"cli", "__main__", "__init__"}
 
 NEVER_IMPORTED = {"torch", "transformers"}
 SHAPELESS_NAMES = {"utils", "common", "helpers", "misc"}
-HEAVY = {"amaranth", "matplotlib", "pyarrow", "torch", "transformers"}
+HEAVY = {"amaranth", "matplotlib", "numba", "pyarrow", "ray", "torch", "transformers"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 
 

@@ -125,7 +125,10 @@ def test_demo_proves_and_reports(capsys, tmp_path):
     assert found["ar_tok_s"] > 0
     assert found["sd_tok_s"] > 0
     assert found["mean_accepted_length"] > 1
-    assert "Lossless" in Path(found["report"]).read_text(encoding="utf-8")
+    page = Path(found["report"]).read_text(encoding="utf-8")
+    assert "Lossless" in page
+    assert "elmoe-3d, elastic-SD" in page
+    assert [row["system"] for row in found["simulated"]][-1] == "elmoe-3d"
     assert read_trace(Path(found["trace"])).steps > 0
 
 

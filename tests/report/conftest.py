@@ -9,6 +9,7 @@ import pytest
 
 from elmoe.models.shape import ModelShape
 from elmoe.report.page import Answer, AnswerPiece, DemoReport
+from elmoe.sim.own_trace import OwnTrace
 from elmoe.trace.pool_activity import PoolActivity
 from elmoe.trace.schema import Acceptance, PassKind, PassTotals, RunStats
 
@@ -34,6 +35,18 @@ def stats(acceptance: Acceptance, **passes: PassTotals) -> dict[str, Any]:
     made = RunStats(acceptance=acceptance, decode_seconds=2.0)
     made.passes |= {PassKind(name): totals for name, totals in passes.items()}
     return made.as_dict()
+
+
+def machine_row(system: str, scheme: str, mode: str, speedup: float, bottleneck: str) -> dict[str, Any]:
+    return {
+        "system": system,
+        "scheme": scheme,
+        "mode": mode,
+        "latency_ms_per_token": 0.01 / speedup,
+        "speedup_vs_xpu": speedup,
+        "energy_mj_per_token": {"total": 0.002 / speedup},
+        "bottleneck": bottleneck,
+    }
 
 
 @pytest.fixture
@@ -62,5 +75,11 @@ def demo() -> DemoReport:
             hotness=np.array([[0.1, 0.4, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25]]),
             residency=np.array([[0.0, 1.0, 0.75, 0.25], [1.0, 0.0, 0.5, 0.5]]),
             hit_share=0.625,
+        ),
+        simulated=OwnTrace(
+            rows=[machine_row("xpu", "none", "ar", 1.0, "ext"), machine_row("elmoe-3d", "elastic", "sd", 4.0, "link")],
+            batch=2,
+            context=50,
+            hb_bytes=1_500_000,
         ),
     )

@@ -23,6 +23,7 @@ from elmoe.engine.request import Generation, Output
 from elmoe.engine.sampler import Sampling
 from elmoe.errors import InternalError, StorageError
 from elmoe.report.page import Answer, AnswerPiece, DemoReport, write_demo_page
+from elmoe.sim.own_trace import OwnTrace, machines_on_trace
 from elmoe.trace.parquet import TraceWriter, read_trace
 from elmoe.trace.pool_activity import pool_activity
 from elmoe.trace.schema import RunStats
@@ -74,12 +75,15 @@ def demo(
     except OSError as error:
         raise StorageError(f"{folder}: cannot be made: {error.strerror}; choose another with --out") from error
     trace = _traced(engine, prompts, greedy, folder / "trace.parquet", elastic)
+    simulated = machines_on_trace(read_trace(trace))
     report = folder / "report.html"
-    write_demo_page(report, _page(engine, texts, plain, elastic, lossless, trace))
+    write_demo_page(report, _page(engine, texts, plain, elastic, lossless, trace, simulated))
     if json:
-        emit_json(_document(plain, elastic, lossless, report, trace))
+        emit_json(_document(plain, elastic, lossless, report, trace) | {"simulated": simulated.rows})
     else:
-        _show(texts, plain, elastic, lossless, report)
+        _show(texts, plain, elastic, lossless)
+        _show_machines(simulated)
+        say(f"report: {report}")
     if not lossless:
         raise InternalError("Elastic-SD and plain decoding wrote different tokens; this must not happen, please report")
 
@@ -114,7 +118,9 @@ def _traced(engine: Engine, prompts: list[Prompt], generation: Generation, path:
     return path
 
 
-def _page(engine: Engine, texts: list[str], plain: Arm, elastic: Arm, lossless: bool, trace: Path) -> DemoReport:
+def _page(
+    engine: Engine, texts: list[str], plain: Arm, elastic: Arm, lossless: bool, trace: Path, simulated: OwnTrace
+) -> DemoReport:
     return DemoReport(
         model="tiny",
         shape=engine.backend.shape,
@@ -126,6 +132,7 @@ def _page(engine: Engine, texts: list[str], plain: Arm, elastic: Arm, lossless: 
         sd_stats=elastic.stats,
         answers=tuple(_answer(engine, text, output) for text, output in zip(texts, elastic.outputs, strict=True)),
         pool=pool_activity(read_trace(trace)),
+        simulated=simulated,
     )
 
 
@@ -154,7 +161,7 @@ def _document(plain: Arm, elastic: Arm, lossless: bool, report: Path, trace: Pat
     }
 
 
-def _show(texts: list[str], plain: Arm, elastic: Arm, lossless: bool, report: Path) -> None:
+def _show(texts: list[str], plain: Arm, elastic: Arm, lossless: bool) -> None:
     for text, output in list(zip(texts, elastic.outputs, strict=True))[:3]:
         say(f"> {text}\n{output.text}\n")
     arms = (plain, elastic)
@@ -169,6 +176,22 @@ def _show(texts: list[str], plain: Arm, elastic: Arm, lossless: bool, report: Pa
     title = f"{len(texts)} prompts in one batch"
     out.print(table(title, ("", "plain", "Elastic-SD"), rows))
     verdict = "identical tokens, greedy and sampled" if lossless else "DIFFERENT TOKENS"
-    say(f"lossless: {verdict}\nreport: {report}")
+    say(f"lossless: {verdict}")
     if elastic.stats["decode_tok_s"] < plain.stats["decode_tok_s"]:
         say("The embedded model fits the CPU's cache: there plain decoding is the faster of the two.", err)
+
+
+def _show_machines(simulated: OwnTrace) -> None:
+    """The trace on the simulated machines."""
+    lines = [
+        (
+            f"{row['system']}, {row['scheme'] if row['mode'] == 'sd' else 'plain'}",
+            f"{1e3 * row['latency_ms_per_token']:.1f}",
+            f"{row['speedup_vs_xpu']:.2f}",
+            f"{1e3 * row['energy_mj_per_token']['total']:.1f}",
+            row["bottleneck"],
+        )
+        for row in simulated.rows
+    ]
+    title = f"simulated accelerators on this trace; HB cut to {human_bytes(simulated.hb_bytes)}"
+    out.print(table(title, ("", "us per token", "speed / xpu", "uJ per token", "waits for"), lines))

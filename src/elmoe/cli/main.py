@@ -16,6 +16,7 @@ from elmoe.cli.bench import bench
 from elmoe.cli.console import err, say
 from elmoe.cli.demo import demo
 from elmoe.cli.elasticity import elasticity
+from elmoe.cli.explore import explore
 from elmoe.cli.generate import logits, run, trace
 from elmoe.cli.models import convert, inspect
 from elmoe.cli.simulate import simulate
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, convert, inspect, run, logits, bench, elasticity, trace, simulate):
+for verb in (demo, convert, inspect, run, logits, bench, elasticity, trace, simulate, explore):
     app.command()(verb)
 
 

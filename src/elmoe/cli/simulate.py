@@ -12,7 +12,7 @@ import typer
 from elmoe.cli.console import Json, emit_json, err, out, parse_integers, say, table
 from elmoe.errors import ConfigError
 from elmoe.sim.model import MODELS, SimModel, load_model, model_from_shape
-from elmoe.sim.profile import Profile, named_profile, profile_from_trace, scheme_specs
+from elmoe.sim.profile import Profile, named_profile, profile_from_trace, scheme_specs, specs_for_trace
 from elmoe.sim.run import Query, rows
 from elmoe.sim.spec import SCHEMES, SYSTEMS, Machine, load_machine
 from elmoe.sim.write_rows import write_rows
@@ -56,7 +56,7 @@ def simulate(
     json: Json = False,
 ) -> None:
     """Predict latency, energy per token and bottleneck of an accelerator on a model."""
-    specs = scheme_specs()
+    specs = scheme_specs() if trace is None else specs_for_trace(read_trace(trace), scheme_specs())
     loads = _loads(model, workload, trace)
     machines = _machines(system, hb_gb)
     batches, contexts = tuple(parse_integers(batch, "batch")), tuple(parse_integers(context, "context"))
@@ -67,7 +67,7 @@ def simulate(
             queries.append(Query(machine, shape, profile, named, wanted, way, batches, contexts, acceptance))
     found = rows(queries, specs)
     config = {
-        "machines": {machine.name: _plain(machine) for machine in machines},
+        "machines": [_plain(machine) for machine in machines],
         "models": {shape.name: asdict(shape) for shape, _, _ in loads},
         "schemes": {name: _numbers(getattr(specs, name).quantities) for name in ("tree", "eagle", "slm", "placement")},
     }
@@ -123,10 +123,9 @@ def _schemes(names: list[str] | None, machine: Machine) -> tuple[str, ...]:
 
 
 def _plain(machine: Machine) -> dict[str, Any]:
-    return {name: _numbers(found) for name, found in machine.quantities().items()} | {
-        "pes": machine.compute.pes,
-        "hb_gb": machine.hb_equivalent_gb,
-    }
+    """Its numbers; `system` and `hb_gb` are as in the rows."""
+    numbers = {name: _numbers(found) for name, found in machine.quantities().items()}
+    return {"system": machine.name, "hb_gb": machine.hb_equivalent_gb, **numbers}
 
 
 def _numbers(quantities: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from elmoe.models.shape import ModelShape
+from elmoe.sim.own_trace import OwnTrace
 from elmoe.trace.atomic import atomic_file, storage_errors
 from elmoe.trace.pool_activity import PoolActivity
 from elmoe.trace.schema import Acceptance, PassKind
@@ -71,6 +72,8 @@ class DemoReport:
     answers: tuple[Answer, ...]
     pool: PoolActivity
     """From the trace of the SD arm."""
+    simulated: OwnTrace
+    """That trace on the simulated accelerators."""
 
     @property
     def ratio(self) -> float:
@@ -129,6 +132,7 @@ def render_demo_page(demo: DemoReport) -> str:
         widest=max((bar.total for bar in bars), default=0.0) or 1.0,
         arms=_arms(demo),
         heat=_heat(demo.pool),
+        machines=_machines(demo.simulated),
         hottest=float(demo.pool.hotness.max(initial=0.0)),
     )
 
@@ -153,6 +157,23 @@ def _arms(demo: DemoReport) -> list[tuple[str, list[dict[str, Any]]]]:
         rows = [{"name": KIND_NAMES[kind]} | dict(values) for kind, values in totals if values["passes"]]
         arms.append((arm, rows))
     return arms
+
+
+def _machines(simulated: OwnTrace) -> list[dict[str, Any]]:
+    """One line per accelerator: time and energy per token, and where they go."""
+    slowest = max(row["latency_ms_per_token"] for row in simulated.rows)
+    return [
+        {
+            "name": row["system"],
+            "mode": "plain" if row["mode"] == "ar" else f"{row['scheme']}-SD",
+            "latency_us": 1e3 * row["latency_ms_per_token"],
+            "width": row["latency_ms_per_token"] / slowest,
+            "speedup": row["speedup_vs_xpu"],
+            "energy_uj": 1e3 * row["energy_mj_per_token"]["total"],
+            "bottleneck": row["bottleneck"],
+        }
+        for row in simulated.rows
+    ]
 
 
 def _heat(pool: PoolActivity) -> list[list[Cell]]:

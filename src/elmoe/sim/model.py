@@ -35,6 +35,8 @@ BYTES_LSB = 0.5
 BYTES_MXFP4 = 0.5 + 1 / 32
 """Four bits and one shared exponent byte per block of 32 (OCP MX specification)."""
 FP32_BYTES = 4
+SLIDING = "sliding_attention"
+LAYER_TYPES = ("full_attention", SLIDING)
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def load_model(name: str) -> SimModel:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path} is not a config.json: it holds no object")
@@ -267,7 +269,12 @@ def _windowed_layers(config: Config, layers: int) -> int:
     """Layers with sliding-window attention; a short `layer_types` list is repeated."""
     kinds = config.values.get("layer_types")
     if kinds:
-        return sum(1 for i in range(layers) if kinds[i % len(kinds)] == "sliding_attention")
+        if not isinstance(kinds, list) or any(kind not in LAYER_TYPES for kind in kinds):
+            raise UnsupportedModelError(
+                f"{config.source}: layer_types = {str(kinds)[:80]} is not supported; elmoe knows lists of "
+                f"{' and '.join(LAYER_TYPES)}"
+            )
+        return sum(1 for i in range(layers) if kinds[i % len(kinds)] == SLIDING)
     everywhere = config.values.get("sliding_window") and config.values.get("use_sliding_window", True)
     return layers if everywhere else 0
 

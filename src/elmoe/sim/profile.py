@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, ClassVar
@@ -202,6 +202,18 @@ def profile_from_trace(trace: Trace, specs: SchemeSpecs) -> Profile:
         acceptance=rates,
         pool_sharpness=specs.tree.pool_sharpness,
     )
+
+
+def specs_for_trace(trace: Trace, specs: SchemeSpecs) -> SchemeSpecs:
+    """The schemes with the tree that the trace was recorded with, where it drafted."""
+    speculation = trace.settings.get("speculation")
+    if not isinstance(speculation, Mapping) or level_acceptance(trace) is None:
+        return specs
+    names = ("width", "depth", "verify")
+    sizes = {name: size for name in names if isinstance(size := speculation.get(name), int) and size > 0}
+    if len(sizes) < len(names):
+        raise TraceError(f"{trace.path}: its settings name no tree (width, depth, verify); record it again")
+    return replace(specs, tree=specs.tree.changed(f"trace {trace.path.name}", **sizes))
 
 
 def level_acceptance(trace: Trace) -> float | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -48,7 +48,9 @@ class Quantity:
 
 T = TypeVar("T", bound="Spec")
 ENTRY = ("value", "unit", "source", "status")
-UNIT, MINIMUM, ABOVE, CHOICES = "unit", "minimum", "above", "choices"
+UNIT, MINIMUM, ABOVE, MAXIMUM, CHOICES = "unit", "minimum", "above", "maximum", "choices"
+LARGEST, SMALLEST = 1e15, 1e-15
+"""Beyond them no quantity of a machine lies in any of our units; products of several stay finite."""
 
 
 def quantity(
@@ -56,11 +58,12 @@ def quantity(
     *,
     minimum: float = -math.inf,
     above: float = -math.inf,
+    maximum: float = math.inf,
     choices: tuple[str, ...] = (),
     default: Any = MISSING,
 ) -> Any:
     """A field of a `Spec`: its unit ("1" where it has none) and its range. With a default the file may leave it out."""
-    metadata = {UNIT: unit, MINIMUM: minimum, ABOVE: above, CHOICES: choices}
+    metadata = {UNIT: unit, MINIMUM: minimum, ABOVE: above, MAXIMUM: maximum, CHOICES: choices}
     return field(metadata=metadata) if default is MISSING else field(metadata=metadata, default=default)
 
 
@@ -82,6 +85,14 @@ class Spec:
             raise ConfigError(f"{where}: {missing[0]} is missing; give it a value, unit, source and status")
         entries = {name: _entry(table[name], declared[name], f"{where}.{name}") for name in table}
         return cls(**{name: entry.value for name, entry in entries.items()}, quantities=entries)
+
+    def changed(self, source: str, **values: float) -> Self:
+        """The same with other values, and `source` as where they come from."""
+        entries = {
+            name: replace(entry, value=values[name], source=source) if name in values else entry
+            for name, entry in self.quantities.items()
+        }
+        return replace(self, **values, quantities=entries)
 
 
 def refuse_unknown(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -127,11 +138,14 @@ def _value(value: Any, item: Field[Any], where: str) -> float | int | str:
         if not isinstance(value, str) or (choices and value not in choices):
             raise ConfigError(f"{where}: {value!r} is not one of {', '.join(choices)}")
         return value
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
     if not number or (wanted == "int" and value != int(value)):
         raise ConfigError(f"{where}: {value!r} is not {'an integer' if wanted == 'int' else 'a number'}")
-    if value <= item.metadata[ABOVE] or value < item.metadata[MINIMUM]:
-        above = item.metadata[ABOVE]
-        bound = f"above {above:g}" if value <= above else f"at least {item.metadata[MINIMUM]:g}"
+    if abs(value) > LARGEST or 0 < abs(value) < SMALLEST:
+        raise ConfigError(f"{where}: the value is beyond any machine; check the unit")
+    above, minimum, maximum = (item.metadata[key] for key in (ABOVE, MINIMUM, MAXIMUM))
+    if not (above < value and minimum <= value <= maximum):
+        bound = f"above {above:g}" if value <= above else f"at least {minimum:g}"
+        bound = f"at most {maximum:g}" if value > maximum else bound
         raise ConfigError(f"{where}: must be {bound}, not {value:g}")
     return int(value) if wanted == "int" else float(value)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from elmoe.errors import ConfigError
+from elmoe.errors import CapacityError, ConfigError
 from elmoe.sim.energy import Energy, energy
 from elmoe.sim.memory_map import MemoryMap, memory_map
 from elmoe.sim.model import SimModel
@@ -50,6 +50,8 @@ class Query:
             if not values:
                 raise ConfigError(f"{name} is empty; give for example 1,4")
             for value in values:
+                if value != int(value):
+                    raise ConfigError(f"{name} must be an integer, not {value}")
                 if value < 1:
                     raise ConfigError(f"{name} must be at least 1, not {value}")
                 if value > most:
@@ -113,10 +115,18 @@ def rows(queries: Sequence[Query], specs: SchemeSpecs | None = None) -> list[dic
     baselines: dict[tuple[object, ...], Floats] = {}
     for query in queries:
         key = (query.model.name, query.profile.name, query.machine.compute.pes, query.batches, query.contexts)
+        outcome = evaluate(query, specs)
         if key not in baselines:
-            baselines[key] = evaluate(baseline(query), specs).latency_ms
-        made += _rows(evaluate(query, specs), baselines[key])
+            baselines[key] = _baseline_ms(query, specs)
+        made += _rows(outcome, baselines[key])
     return made
+
+
+def _baseline_ms(query: Query, specs: SchemeSpecs | None) -> Floats:
+    try:
+        return evaluate(baseline(query), specs).latency_ms
+    except CapacityError as error:
+        raise CapacityError(f"{BASELINE}, which speedup_vs_xpu is relative to: {error}") from None
 
 
 def baseline(query: Query) -> Query:

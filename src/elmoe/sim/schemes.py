@@ -180,7 +180,8 @@ def _draft(scenario: Scenario, tokens: Floats) -> tuple[Operator, ...]:
     if scenario.scheme == "elastic":
         pool = _draft_pool(scenario)
         unique = np.minimum(pool, scenario.profile.unique(scenario.batch, tokens))
-        hits = unique if places.in_hb else np.zeros_like(unique)
+        # The pool is never below k experts: what HB lacks of them is read outside.
+        hits = np.minimum(unique, places.draft_experts)
     else:
         unique = scenario.profile.unique(scenario.batch, tokens)
         miss = scenario.profile.miss_rate(places.draft_experts, scenario.batch, tokens, scenario.profile.verify_hits)

@@ -96,7 +96,7 @@ class NearMemory(Spec):
     tops: float = quantity("TOPS", above=0)
     capacity_gb: float = quantity("GB", above=0)
     """Weights that the near-memory units can reach."""
-    external_share: float = quantity("1", minimum=0)
+    external_share: float = quantity("1", minimum=0, maximum=1)
     """Share of the external bandwidth that the xPU keeps for itself while the near-memory units work."""
     energy_pj_per_bit: float = quantity("pJ/bit", above=0)
     mac_pj: float = quantity("pJ", above=0)
@@ -151,14 +151,17 @@ class Machine:
         """
         share = PE_SHARE_GB
         count = hb_gb / share
-        if not (hb_gb > 0 and count == int(count)):
-            raise ConfigError(f"hb-gb must be a positive multiple of {share:g} (one bank per PE), not {hb_gb:g}")
-        pes = int(count)
+        if not (0 < count <= MAX_PES and count == int(count)):
+            raise ConfigError(
+                f"hb-gb must be a positive multiple of {share:g} (one bank per PE) up to {MAX_PES * share:g}, "
+                f"not {hb_gb:g}"
+            )
+        pes, why = int(count), f"{hb_gb:g} GB of HB, one bank and PE per {share:g} GB"
         hb = None
         if self.hb is not None:
             per_bank = self.hb.gb_per_s / self.hb.channels
-            hb = replace(self.hb, channels=pes, capacity_gb=hb_gb, gb_per_s=per_bank * pes)
-        return replace(self, compute=replace(self.compute, pes=pes), hb=hb)
+            hb = self.hb.changed(why, channels=pes, capacity_gb=hb_gb, gb_per_s=per_bank * pes)
+        return replace(self, compute=self.compute.changed(why, pes=pes), hb=hb)
 
     @property
     def hb_equivalent_gb(self) -> float:
@@ -173,6 +176,8 @@ class Machine:
 
 PE_SHARE_GB = 0.25
 """HB capacity per PE: 4 GB with 16 PEs, 8 GB with 32 (paper)."""
+MAX_PES = 1 << 16
+"""Of a stack that is scaled by `Machine.with_hb_gb`."""
 
 
 def load_machine(name: str) -> Machine:
@@ -189,6 +194,8 @@ def machine_table(name: str) -> dict[str, Any]:
     if base not in SYSTEMS:
         raise ConfigError(f"{name}: unknown base {base!r}{nearest(str(base), SYSTEMS)}")
     merged = machine_table(base)
+    if name not in SYSTEMS:
+        merged["name"] = Path(name).stem  # never the base's: results would pass for its own
     for key, value in table.items():
         known = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = deepcopy(merged[key]) | dict(value) if known else value
@@ -209,6 +216,8 @@ def machine_from_table(table: Mapping[str, Any], where: str) -> Machine:
             sections[key] = kind.from_table(table[key], f"{where}: {key}")
     if "hb" in sections and "links" not in sections:
         raise ConfigError(f"{where}: a machine with [hb] needs [links] between its PEs")
+    if "hb" in sections and "near" in sections:
+        raise ConfigError(f"{where}: [hb] and [near] in one machine are not modelled; leave one of them out")
     scheme = table.get("scheme", "none")
     if scheme not in SCHEMES:
         raise ConfigError(f"{where}: unknown scheme {scheme!r}{nearest(str(scheme), SCHEMES)}")
@@ -233,5 +242,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None

@@ -147,27 +147,35 @@ def _on_host(found: Resources, layers: int) -> Cost:
 
 
 def _with_near_memory(near: NearMemory, found: Resources, here: Cost, layers: int, reach: Floats) -> Cost:
-    """The faster of: all on the xPU; a share near memory while the xPU reads the rest over what bus is left."""
+    """The faster of: all on the xPU; a share near memory while the xPU reads the rest over what bus is left.
+
+    Without a bus of its own (external_share 0) the xPU reads its part before or after the near-memory units.
+    """
     macs = found.macs + found.macs_w4
     near_ns = np.maximum(found.ext_bytes / near.gb_per_s, 2e-3 * macs / near.tops)
+    bus = near.external_share or 1.0
+    rest_ns = np.maximum(found.ext_ns / bus, found.pe_ns)
     if near.external_share:
-        rest_ns = np.maximum(found.ext_ns / near.external_share, found.pe_ns)
         share = np.minimum(reach, rest_ns / np.maximum(near_ns + rest_ns, 1e-300))
-        split_ns = np.maximum(share * near_ns, (1.0 - share) * rest_ns)
+        near_part, rest_part = share * near_ns, (1.0 - share) * rest_ns
+        split_ns = np.maximum(near_part, rest_part)
+        near_paced = np.where(near_part >= rest_part * (1 - 1e-9), split_ns, 0.0)
     else:
-        share, split_ns = np.ones_like(near_ns), near_ns
+        share = np.minimum(reach, 1.0) * np.ones_like(near_ns)
+        near_paced = share * near_ns
+        split_ns = near_paced + (1.0 - share) * rest_ns
     use = (split_ns * layers < here.total_ns) & (found.ext_bytes > 0)
     share = np.where(use, share, 0.0)
     total = np.where(use, split_ns * layers, here.total_ns)
-    by_near = share * near_ns * layers >= total * (1 - 1e-9)
-    bound = np.where((use & by_near)[..., None], 0.0, here.bound_ns)
-    scale = total / np.maximum(bound.sum(axis=-1), 1e-300)
-    bound = np.where(bound.sum(axis=-1)[..., None] > 0, bound * scale[..., None], bound)
-    bound[..., BOUNDS.index("near")] = np.where(use & by_near, total, 0.0)
+    bound = np.zeros_like(here.bound_ns)
+    slower = np.where(found.ext_ns / bus >= found.pe_ns, BOUNDS.index("ext"), BOUNDS.index("pe"))
+    np.put_along_axis(bound, slower[..., None], (split_ns - near_paced)[..., None], axis=-1)
+    bound[..., BOUNDS.index("near")] = near_paced
+    bound = np.where(use[..., None], bound * layers, here.bound_ns)
     left = 1.0 - share
     return Cost(
         total_ns=total,
-        ext_ns=here.ext_ns * left,
+        ext_ns=here.ext_ns * np.where(use, left / bus, 1.0),
         hb_ns=here.hb_ns,
         pe_ns=here.pe_ns * left,
         link_ns=here.link_ns,

@@ -15,6 +15,7 @@ from elmoe import __version__
 from elmoe.cli.bench import bench
 from elmoe.cli.console import err, say
 from elmoe.cli.demo import demo
+from elmoe.cli.dram import dram
 from elmoe.cli.elasticity import elasticity
 from elmoe.cli.explore import explore
 from elmoe.cli.generate import logits, run, trace
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, convert, inspect, run, logits, bench, elasticity, trace, simulate, explore):
+for verb in (demo, convert, inspect, run, logits, bench, elasticity, trace, simulate, dram, explore):
     app.command()(verb)
 
 

@@ -67,7 +67,7 @@ class DramDevice(Spec):
     def __post_init__(self) -> None:
         for name in ("groups", "banks_per_group", "row_bytes", "burst_bytes"):
             value = getattr(self, name)
-            if value & (value - 1):
+            if value < 1 or value & (value - 1):
                 raise ConfigError(f"DRAM device: {name} = {value} is not a power of two")
         if self.row_bytes < 2 * self.burst_bytes:
             raise ConfigError(f"DRAM device: a row of {self.row_bytes} B holds no two bursts of {self.burst_bytes} B")
@@ -133,8 +133,8 @@ def load_device(name: str) -> DramDevice:
 
 
 def run(device: DramDevice, controller: Controller, bursts: Int64) -> DramResult:
-    """Read bursts [N] (burst numbers, in order of arrival). Time ends with the last read command, as bandwidth is counted
-    by the reference runs.
+    """Read bursts [N] (burst numbers, in order of arrival). Time ends with the last read command, as in the
+    reference runs.
     """
     from elmoe.sim.frfcfs import serve  # numba compiles on first use
 

@@ -6,8 +6,8 @@ activation takes two commands, the second one, which takes whatever slot is left
 the first. A precharge waits while a queued request still hits the row. A request leaves its queue when its row is
 opened for it, so rows in opening do not count against the queue's depth.
 
-The structure is that of Ramulator 2's generic controller with its row-hit-first scheduler, as observed from its results;
-none of its code is used. Times are clocks.
+The structure is that of Ramulator 2's generic controller with its row-hit-first scheduler, as observed from its
+results; none of its code is used. Times are clocks.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class State(NamedTuple):
     """For per-bank refresh."""
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def serve(
+@njit(cache=True)
+def serve(  # noqa: PLR0912, PLR0915  one clock, command by command; the steps are functions below
     requests: Requests,
     sizes: tuple[int, int, int],
     timing: Timing,
@@ -111,9 +111,10 @@ def serve(
             waiting[queued], arrival[sent] = sent, clock
             queued, sent, next_offer = queued + 1, sent + 1, clock + gap
         command, where, chosen, request = NONE, NONE, NONE, NONE
-        for k in range(active):
-            if command == NONE and _readable(requests, state, opened[k], clock):
-                command, chosen, request = READ, k, opened[k]
+        if active > 0:
+            chosen = _first_readable(requests, state, opened, active, clock)
+            if chosen != NONE:
+                command, request = READ, opened[chosen]
         held, from_queue = False, command == NONE
         if refresh != NO_REFRESH and from_queue:
             held, command, where = _refresh(state, requests, opened, active, sizes, timing, refresh, clock)
@@ -156,7 +157,7 @@ def serve(
     return clock, counts[0], counts[READ - ACTIVATE], counts[READ - PRECHARGE], latency, logged
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _fresh(sizes: tuple[int, int, int], timing: Timing, refresh: int) -> State:
     """All banks closed and ready."""
     ranks, groups, per_group = sizes
@@ -178,7 +179,7 @@ def _fresh(sizes: tuple[int, int, int], timing: Timing, refresh: int) -> State:
     )
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _remove(items: Int64, count: int, position: int) -> int:
     """Close the gap; returns the new count."""
     for k in range(position, count - 1):
@@ -186,17 +187,23 @@ def _remove(items: Int64, count: int, position: int) -> int:
     return count - 1
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _readable(requests: Requests, state: State, request: int, clock: int) -> bool:
-    """Its row is open and the bus and its bank group are free."""
-    bank = requests.bank[request]
-    if state.open_row[bank] != requests.row[request] or clock < state.may_read[bank]:
-        return False
-    free = clock >= state.group_read[requests.lane[request]]
-    return free and clock >= state.rank_read[requests.rank[request]]
+@njit(cache=True)
+def _first_readable(requests: Requests, state: State, items: Int64, count: int, clock: int) -> int:
+    """Place of the oldest request whose row is open while the bus and its bank group are free; NONE without one."""
+    for k in range(count):
+        request = items[k]
+        bank = requests.bank[request]
+        if (
+            state.open_row[bank] == requests.row[request]
+            and clock >= state.may_read[bank]
+            and clock >= state.group_read[requests.lane[request]]
+            and clock >= state.rank_read[requests.rank[request]]
+        ):
+            return k
+    return NONE
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _refresh(
     state: State,
     requests: Requests,
@@ -241,7 +248,7 @@ def _refresh(
     return held, NONE, NONE
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _pick(
     requests: Requests,
     state: State,
@@ -253,28 +260,30 @@ def _pick(
     clock: int,
 ) -> tuple[int, int]:
     """(command, place in the queue): the oldest ready row hit, or else the oldest ready activation or precharge."""
-    command, chosen = NONE, NONE
+    hit = _first_readable(requests, state, waiting, queued, clock)
+    if hit != NONE:
+        return READ, hit
     for k in range(queued):
         request = waiting[k]
         bank = requests.bank[request]
-        if state.open_row[bank] == requests.row[request]:
-            if _readable(requests, state, request, clock):
-                return READ, k
-        elif command != NONE:
-            continue
-        elif state.open_row[bank] == NONE:
+        if state.open_row[bank] == NONE:
             r = requests.rank[request]
-            ready = clock >= state.may_activate[bank] and clock >= state.rank_activate[r]
-            if ready and clock >= state.window[r, state.oldest[r]] + timing.faw:
-                command, chosen = ACTIVATE, k
-        elif clock >= state.may_precharge[bank] and not _wanted(
-            requests, state, waiting, queued, opened, active, bank
+            if (
+                clock >= state.may_activate[bank]
+                and clock >= state.rank_activate[r]
+                and clock >= state.window[r, state.oldest[r]] + timing.faw
+            ):
+                return ACTIVATE, k
+        elif (
+            clock >= state.may_precharge[bank]
+            and state.open_row[bank] != requests.row[request]
+            and not _wanted(requests, state, waiting, queued, opened, active, bank)
         ):
-            command, chosen = PRECHARGE, k
-    return command, chosen
+            return PRECHARGE, k
+    return NONE, NONE
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _wanted(
     requests: Requests, state: State, waiting: Int64, queued: int, opened: Int64, active: int, bank: int
 ) -> bool:
@@ -283,13 +292,13 @@ def _wanted(
         request = waiting[k]
         if requests.bank[request] == bank and requests.row[request] == state.open_row[bank]:
             return True
-    for k in range(active):
+    for k in range(active):  # noqa: SIM110  numba knows no generators
         if requests.bank[opened[k]] == bank:
             return True
     return False
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _activate(state: State, bank: int, rank: int, row: int, timing: Timing, clock: int) -> None:
     state.open_row[bank] = row
     state.may_read[bank] = clock + timing.rcd
@@ -300,13 +309,13 @@ def _activate(state: State, bank: int, rank: int, row: int, timing: Timing, cloc
     state.oldest[rank] = (state.oldest[rank] + 1) % FAW_WINDOW
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _precharge(state: State, bank: int, timing: Timing, clock: int) -> None:
     state.open_row[bank] = NONE
     state.may_activate[bank] = max(state.may_activate[bank], clock + timing.rp)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _read(state: State, requests: Requests, request: int, timing: Timing, clock: int) -> None:
     bank, rank = requests.bank[request], requests.rank[request]
     for r in range(len(state.rank_read)):

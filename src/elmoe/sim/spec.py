@@ -92,7 +92,9 @@ class NearMemory(Spec):
     WHAT: ClassVar[str] = "near-memory"
 
     gb_per_s: float = quantity("GB/s", above=0)
-    """Bandwidth that the near-memory units see."""
+    """Peak bandwidth that the near-memory units see."""
+    efficiency: float = quantity("1", above=0, maximum=1)
+    """Share of it that they get: rows must be closed and opened."""
     tops: float = quantity("TOPS", above=0)
     capacity_gb: float = quantity("GB", above=0)
     """Weights that the near-memory units can reach."""

@@ -11,11 +11,11 @@ import csv
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from elmoe.sim.dram_cases import run_cases
 
+from elmoe.errors import CapacityError
+from elmoe.sim.dram_cases import run_cases
 from elmoe.sim.headline import BATCHES, Gain, Headline, headline
 from elmoe.sim.model import MODELS, load_model
 from elmoe.sim.profile import named_profile, scheme_specs, workloads
@@ -177,24 +177,24 @@ def systems_table(found: list[Headline]) -> str:
 
 def long_context_table() -> str:
     """What a growing KV cache does at 8 GB: pool, better mode, speedup."""
-    machine = load_machine(MACHINE).with_hb_gb(8)
     lines: list[list[object]] = []
     for name in MODELS:
-        model = load_model(name)
-        profile = named_profile(model, WORKLOAD, scheme_specs())
-        contexts = tuple(value for value in CONTEXTS if value <= model.max_context)
         for batch in (1, 4, 16):
-            both = [
-                rows([Query(machine, model, profile, WORKLOAD, "elastic", mode, (batch,), contexts)])
-                for mode in ("ar", "sd")
-            ]
-            lines.append([f"{name}, batch {batch}", *(context_cell(ar, sd) for ar, sd in zip(*both, strict=True))])
+            lines.append([f"{name}, batch {batch}", *(context_cell(name, batch, context) for context in CONTEXTS)])
     columns = [f"{context // 1024}k" for context in CONTEXTS]
-    lines = [line + ["beyond the model"] * (len(columns) + 1 - len(line)) for line in lines]
     return markdown_table(["AR / SD speedup; experts in HB", *columns], lines)
 
 
-def context_cell(ar: dict[str, Any], sd: dict[str, Any]) -> str:
+def context_cell(name: str, batch: int, context: int) -> str:
+    machine, model = load_machine(MACHINE).with_hb_gb(8), load_model(name)
+    if context > model.max_context:
+        return "beyond the model"
+    profile = named_profile(model, WORKLOAD, scheme_specs())
+    queries = [Query(machine, model, profile, WORKLOAD, "elastic", mode, (batch,), (context,)) for mode in ("ar", "sd")]
+    try:
+        ar, sd = rows(queries)
+    except CapacityError:
+        return "too large"
     mark = "*" if ar["memory_bytes"]["ext_kv"] > 0 else ""
     return f"{ar['speedup_vs_xpu']:.1f} / {sd['speedup_vs_xpu']:.1f}; {ar['cached_experts_per_layer']:.0f}{mark}"
 

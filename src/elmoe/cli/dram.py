@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from elmoe.cli.console import Json, emit_json, out, table
-from elmoe.sim.dram_cases import run_cases
+from elmoe.sim.dram_cases import Case, read_cases, simulate
 
 
 def dram(
@@ -19,27 +19,27 @@ def dram(
     json: Json = False,
 ) -> None:
     """Bandwidth of request streams on LPDDR5 channels or HB banks, as percent of peak."""
-    found = run_cases(cases)
+    given = read_cases(cases)
+    found = [simulate(case) for case in given]
     if json:
         emit_json({"rows": found})
         return
-    with cases.open(encoding="utf-8-sig", newline="") as file:
-        given = list(csv.DictReader(file))
-    lines = [
-        (
-            row.get("device") or "",
-            row["pattern"],
-            row["mapping"],
-            row.get("refresh") or "none",
-            row.get("queue") or "",
-            f"{result['gb_per_s']:.2f}",
-            f"{result['pct_peak']:.2f}",
-            _difference(row.get("pct_peak"), result["pct_peak"]),
-        )
-        for row, result in zip(given, found, strict=True)
-    ]
+    lines = [_line(case, result) for case, result in zip(given, found, strict=True)]
     columns = ("device", "pattern", "mapping", "refresh", "queue", "GB/s", "% of peak", "minus the file's")
     out.print(table("DRAM streams", columns, lines))
+
+
+def _line(case: Case, result: dict[str, float]) -> tuple[object, ...]:
+    return (
+        escape(case.given.get("device", "")),
+        case.pattern,
+        case.controller.mapping,
+        case.controller.refresh,
+        case.controller.queue,
+        f"{result['gb_per_s']:.2f}",
+        f"{result['pct_peak']:.2f}",
+        _difference(case.given.get("pct_peak"), result["pct_peak"]),
+    )
 
 
 def _difference(quoted: str | None, simulated: float) -> str:

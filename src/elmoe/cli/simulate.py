@@ -18,10 +18,8 @@ from elmoe.sim.spec import SCHEMES, SYSTEMS, Machine, load_machine
 from elmoe.sim.write_rows import write_rows
 from elmoe.trace.parquet import read_trace
 
-COLUMNS = (
-    *("model", "system", "scheme", "mode", "HB GB", "batch", "context", "workload", "alpha"),
-    *("ms/token", "vs xpu", "mJ/token", "waits for"),
-)
+SETTINGS = ("model", "system", "scheme", "HB GB", "batch", "context", "workload")
+COLUMNS = (*SETTINGS, "alpha", "ms/token", "vs xpu", "mJ/token", "waits for")
 
 
 def simulate(
@@ -133,12 +131,12 @@ def _numbers(quantities: Any) -> dict[str, Any]:
 
 
 def _show(found: list[dict[str, Any]]) -> None:
+    """One line per row; what all rows have in common goes into the title."""
     lines = [
         (
             row["model"],
             row["system"],
-            row["scheme"],
-            row["mode"],
+            f"{row['scheme']} {row['mode']}",
             f"{row['hb_gb']:g}",
             row["batch"],
             row["context"],
@@ -151,4 +149,9 @@ def _show(found: list[dict[str, Any]]) -> None:
         )
         for row in found
     ]
-    out.print(table("simulated; alpha is accepted draft tokens / tree depth", COLUMNS, lines))
+    shared = [i for i in range(len(SETTINGS)) if len({line[i] for line in lines}) == 1]
+    title = "simulated: " + ", ".join(f"{COLUMNS[i]} {lines[0][i]}" for i in shared)
+    kept = [i for i in range(len(COLUMNS)) if i not in shared]
+    out.print(table(title, [COLUMNS[i] for i in kept], [[line[i] for i in kept] for line in lines]))
+    if any(line[len(SETTINGS)] for line in lines):
+        say("alpha: accepted draft tokens / tree depth")

@@ -7,7 +7,7 @@ about who reads what; `request_stream.py` makes streams, `efficiency.py` tables.
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elmoe.errors import ConfigError
-from elmoe.sim.quantity import Spec, nearest, quantity
+from elmoe.sim.quantity import UNIT, Spec, nearest, quantity
 from elmoe.sim.spec import read_toml
 
 Int64 = npt.NDArray[np.int64]
@@ -31,7 +31,9 @@ MAPPINGS: dict[str, tuple[str, ...]] = {
 }
 """Fields of a burst's address above the channel, least significant first; then the rank, where it is not named, and the
 row. `pair` is the lowest bit of the column, so that 64 B stay in a bank group of an LPDDR5 channel."""
-MAX_QUEUE = 1024
+MAX_QUEUE = MAX_RANKS = MAX_CHANNELS = 1024
+MAX_CLOCKS = 100_000
+"""Of any timing and of the gap between requests; longer ones are mistakes, and would simulate for hours."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class DramDevice(Spec):
     banks_per_group: int = quantity("1", above=0)
     row_bytes: int = quantity("B", above=0)
     burst_bytes: int = quantity("B", above=0)
-    capacity_gib: float = quantity("GiB", above=0)
+    capacity_gib: float = quantity("GiB", above=0, maximum=2**20)
     bl: int = quantity("clock", above=0)
     ccd_l: int = quantity("clock", above=0)
     rcd: int = quantity("clock", above=0)
@@ -71,6 +73,16 @@ class DramDevice(Spec):
                 raise ConfigError(f"DRAM device: {name} = {value} is not a power of two")
         if self.row_bytes < 2 * self.burst_bytes:
             raise ConfigError(f"DRAM device: a row of {self.row_bytes} B holds no two bursts of {self.burst_bytes} B")
+        banks = self.groups * self.banks_per_group
+        if self.bursts < banks * self.columns:
+            raise ConfigError(f"DRAM device: {self.capacity_gib:g} GiB hold no row for each of {banks} banks")
+        for item in fields(self):
+            if item.metadata.get(UNIT) == "clock" and getattr(self, item.name) > MAX_CLOCKS:
+                raise ConfigError(f"DRAM device: {item.name} is above {MAX_CLOCKS} clocks; check the unit")
+        if self.rfc_ab >= self.refi or self.rfc_pb >= self.refi_pb * banks:
+            raise ConfigError(
+                "DRAM device: no time beside refreshes; rfc_ab must be below refi and rfc_pb below refi_pb x banks"
+            )
 
     @property
     def columns(self) -> int:
@@ -102,12 +114,12 @@ class Controller:
                 raise ConfigError(f"unknown {what} {value!r}{nearest(value, known)}")
         if not 1 <= self.queue <= MAX_QUEUE:
             raise ConfigError(f"queue must be 1 to {MAX_QUEUE}, not {self.queue}")
-        for name in ("ranks", "channels"):
+        for name, most in (("ranks", MAX_RANKS), ("channels", MAX_CHANNELS)):
             value = getattr(self, name)
-            if value < 1 or value & (value - 1):
-                raise ConfigError(f"{name} must be a power of two, not {value}")
-        if self.gap < 1:
-            raise ConfigError(f"gap must be at least 1 clock, not {self.gap}")
+            if not 1 <= value <= most or value & (value - 1):
+                raise ConfigError(f"{name} must be a power of two up to {most}, not {value}")
+        if not 1 <= self.gap <= MAX_CLOCKS:
+            raise ConfigError(f"gap must be 1 to {MAX_CLOCKS} clocks, not {self.gap}")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ HB_TIMINGS = {"tRCD": ("rcd", "cl"), "tRP": ("rp",), "tRAS": ("ras",), "tCCDL": 
 """Timings in ns that an HB device's name may carry, and the fields that follow (the read latency is taken as tRCD)."""
 FIXED = {"sched": ("FRFCFSRowHit", "FRFCFS"), "row_policy": ("open",)}
 MAX_BURSTS = 50_000_000
+LONGEST_NS = 1e9
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class Case:
     pattern: str
     bursts: int
     seed: int
+    given: Mapping[str, str]
+    """The row itself, by column."""
 
 
 def run_cases(path: Path) -> list[dict[str, float]]:
     """Results in the file's order. Raises ConfigError naming line and column."""
-    return [_simulate(case) for case in read_cases(path)]
+    return [simulate(case) for case in read_cases(path)]
 
 
 def read_cases(path: Path) -> list[Case]:
@@ -56,7 +59,8 @@ def read_cases(path: Path) -> list[Case]:
         raise ConfigError(f"{path} cannot be read as CSV: {error}") from None
 
 
-def _simulate(case: Case) -> dict[str, float]:
+def simulate(case: Case) -> dict[str, float]:
+    """What the stream got: the fields of `DramResult`."""
     device = case.device
     capacity = device.bursts * case.controller.ranks * case.controller.channels
     bursts = stream(case.pattern, case.bursts, device.burst_bytes, capacity, case.seed)
@@ -83,17 +87,22 @@ def _case(row: Mapping[str, Any], where: str) -> Case:
         bursts = _integer(values, "bursts", 0, where)
         if not 1 <= bursts <= MAX_BURSTS:
             raise ConfigError(f"bursts must be 1 to {MAX_BURSTS}, not {bursts}")
+        seed = _integer(values, "seed", 1, where)
+        if seed < 0:
+            raise ConfigError(f"seed must be 0 or more, not {seed}")
         stream(values["pattern"], 1, device.burst_bytes, device.bursts, 0)  # is it known, does a chunk fit?
     except ConfigError as error:
         message = str(error)
         raise ConfigError(message if message.startswith(where) else f"{where}: {message}") from None
-    return Case(device, controller, values["pattern"], bursts, _integer(values, "seed", 1, where))
+    return Case(device, controller, values["pattern"], bursts, seed, values)
 
 
 def _device(values: Mapping[str, str], where: str) -> DramDevice:
     """The device named, with the row's organisation."""
     name = values.get("device") or LPDDR5
-    if name.upper().startswith("LPDDR5"):
+    if name.endswith(".toml"):
+        device = load_device(name)
+    elif re.match(r"LPDDR5(-6400|(?![\dX-]))", name, re.IGNORECASE):
         device = load_device(LPDDR5)
     elif name.upper().startswith("HB"):
         device = _named_timings(load_device(HB), name)
@@ -101,12 +110,17 @@ def _device(values: Mapping[str, str], where: str) -> DramDevice:
         device = load_device(name)
     changes: dict[str, int] = {}
     if values.get("banks"):
-        match = re.fullmatch(r"(\d+)BGx(\d+)", values["banks"])
+        match = re.fullmatch(r"(\d{1,9})BGx(\d{1,9})", values["banks"])
         if match is None:
             raise ConfigError(f"banks = {values['banks']!r}; write for example 4BGx4")
         changes |= {"groups": int(match[1]), "banks_per_group": int(match[2])}
     changes["row_bytes"] = _integer(values, "row_bytes", device.row_bytes, where)
-    changes["burst_bytes"] = _integer(values, "tx_bytes", device.burst_bytes, where)
+    burst = changes["burst_bytes"] = _integer(values, "tx_bytes", device.burst_bytes, where)
+    if burst < 1 or device.bl * burst % device.burst_bytes:
+        raise ConfigError(
+            f"tx_bytes = {burst}: {device.burst_bytes} B take {device.bl} clocks, so this no whole number"
+        )
+    changes["bl"] = device.bl * burst // device.burst_bytes  # as many pins
     return device.changed(where, **changes)
 
 
@@ -116,7 +130,7 @@ def _named_timings(device: DramDevice, name: str) -> DramDevice:
     for label, targets in HB_TIMINGS.items():
         match = re.search(rf"{label}(\d+(?:\.\d+)?)", name)
         if match:
-            clocks = max(1, math.ceil(float(match[1]) / device.clock_ns - 1e-9))
+            clocks = max(1, math.ceil(min(float(match[1]), LONGEST_NS) / device.clock_ns - 1e-9))
             changes |= dict.fromkeys(targets, clocks)
     made = device.changed(name, **changes)
     return made.changed(name, rc=made.ras + made.rp)
@@ -126,13 +140,13 @@ def _channels(values: Mapping[str, str], device: DramDevice, where: str) -> int:
     """The column `channels`, or ``8ch`` / ``x8 channels`` in the name, or the quoted peak over one channel's."""
     if values.get("channels"):
         return _integer(values, "channels", 1, where)
-    match = re.search(r"(\d+)\s*(?:x\s*)?(?:ch\b|chan)", values.get("device", ""), re.IGNORECASE)
+    match = re.search(r"(\d{1,9})[\s-]*(?:x\s*)?(?:ch\b|chan)", values.get("device", ""), re.IGNORECASE)
     if match:
         return int(match[1])
     if values.get("peak_GBps"):
         try:
             return max(1, round(float(values["peak_GBps"]) / device.gb_per_s))
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ConfigError(f"{where}: peak_GBps = {values['peak_GBps']!r} is not a number") from None
     return 1
 

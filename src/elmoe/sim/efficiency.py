@@ -42,7 +42,8 @@ def efficiency(device: str, *, mapping: str, queue: int, refresh: str, chunk_byt
     asked = np.asarray(chunk_bytes, dtype=np.float64)
     if not np.all(np.isfinite(asked)) or np.any(asked <= 0):
         raise ConfigError("a chunk must be a positive number of bytes")
-    column = _column(device, mapping, queue, refresh, aligned)
+    controller = Controller(mapping=mapping, queue=queue, refresh=refresh)
+    column = _column(load_device(device), controller, aligned)
     return np.interp(np.log(asked), np.log(np.array(CHUNKS)), np.array(column))
 
 
@@ -70,12 +71,10 @@ def fingerprint(device: DramDevice) -> str:
 
 
 @cache
-def _column(device: str, mapping: str, queue: int, refresh: str, aligned: bool) -> Sequence[float]:
-    found = load_device(device)
-    controller = Controller(mapping=mapping, queue=queue, refresh=refresh)
-    shipped = _shipped().get(fingerprint(found), {})
-    key = column_key(mapping, queue, refresh, aligned)
-    return shipped[key] if key in shipped else simulate_column(found, controller, aligned)
+def _column(device: DramDevice, controller: Controller, aligned: bool) -> Sequence[float]:
+    shipped = _shipped().get(fingerprint(device), {})
+    key = column_key(controller.mapping, controller.queue, controller.refresh, aligned)
+    return shipped[key] if key in shipped else simulate_column(device, controller, aligned)
 
 
 @cache

@@ -92,16 +92,23 @@ def _parts(folder: Path, state: str) -> Iterator[None]:
                 _empty(folder)
         with atomic_file(path) as file:
             file.write(state.encode())
-        yield
+        try:
+            yield
+        finally:
+            if folder.exists() and all(entry.name == STATE for entry in folder.iterdir()):
+                shutil.rmtree(folder)  # nothing to continue from
     finally:
         os.close(descriptor)
 
 
 def _lock(descriptor: int, folder: Path) -> None:
+    busy = BusyError(f"{folder} is in use by another run; wait for it or choose another output")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat()):
+            raise busy  # its owner finished and removed it while we opened it
     except BlockingIOError:
-        raise BusyError(f"{folder} is in use by another run; wait for it or choose another output") from None
+        raise busy from None
     except OSError as error:  # NFS and the like
         raise StorageError(
             f"{folder}: its file system cannot lock folders ({error.strerror}); choose an output on a local disk"

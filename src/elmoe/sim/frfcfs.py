@@ -101,7 +101,8 @@ def serve(  # noqa: PLR0912, PLR0915  one clock, command by command; the steps a
     total = len(requests.row)
     state = _fresh(sizes, timing, refresh)
     banks = len(state.open_row)
-    waiting, opened, second = np.zeros(queue, np.int64), np.zeros(banks, np.int64), np.zeros(banks, np.int64)
+    waiting, opened = np.zeros(queue, np.int64), np.zeros(banks, np.int64)
+    second = np.zeros(timing.aad + 1, np.int64)  # an overdue one lets no activation pass, so there is room
     arrival, touched = np.zeros(total, np.int64), np.zeros(total, np.int64)
     queued = active = seconds = sent = done = logged = 0
     latency = clock = next_offer = 0

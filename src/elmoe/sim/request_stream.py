@@ -21,7 +21,7 @@ def chunk_of(pattern: str) -> tuple[int, bool]:
     """(bytes of a chunk, aligned to its size): 0 bytes for a sequential stream. ConfigError names the forms."""
     if pattern == "seq":
         return 0, True
-    match = re.fullmatch(r"(rand|chunk|u|)(\d+(?:\.\d+)?)([KM]?)", pattern)
+    match = re.fullmatch(r"(rand|chunk|u|)(\d{1,15}(?:\.\d+)?)([KM]?)", pattern)
     size = int(float(match[2]) * UNITS[match[3]]) if match else 0
     if match is None or size < 1:
         raise ConfigError(f"unknown pattern {pattern!r}; known are {FORMS}")
@@ -46,7 +46,7 @@ def chunks(size: int, aligned: bool, bursts: int, burst_bytes: int, capacity_bur
     count = -(-bursts // per_chunk)
     starts = np.random.default_rng(seed).integers(0, (capacity - size) // step + 1, count) * step
     first, last = starts // burst_bytes, (starts + size - 1) // burst_bytes
-    lengths = last - first + 1
+    lengths = np.minimum(last - first + 1, bursts)
     offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     made: Int64 = np.repeat(first, lengths) + offsets
     return made[:bursts].astype(np.int64)

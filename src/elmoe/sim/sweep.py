@@ -17,6 +17,7 @@ from importlib.resources import files
 from itertools import islice, product
 from typing import Any
 
+from elmoe.sim.dram import load_device
 from elmoe.sim.model import SimModel
 from elmoe.sim.profile import scheme_specs
 from elmoe.sim.quantity import UNIT, Quantity, Status
@@ -138,9 +139,15 @@ class Sweep:
                 name: {key: _numbers(found) for key, found in machine.quantities().items()}
                 for name, machine in self.machines.items()
             },
+            "devices": {name: _numbers(load_device(name).quantities) for name in sorted(self._devices())},
             "models": {name: asdict(model) for name, model in self.models.items()},
             "schemes": {item.name: _numbers(getattr(specs, item.name).quantities) for item in fields(specs)},
         }
+
+    def _devices(self) -> set[str]:
+        memories = [memory for machine in self.machines.values() for memory in (machine.ext, machine.hb)]
+        varied = [str(value) for item in self.vary if item.field == "device" for value in item.values]
+        return {memory.device for memory in memories if memory is not None} | set(varied)
 
     def _cases(self) -> Iterator[Case]:
         block = max(1, CASE_POINTS // len(self.contexts))

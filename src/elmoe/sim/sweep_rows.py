@@ -139,17 +139,24 @@ def _case_columns(sweep: Sweep, case: Case, specs: SchemeSpecs, baselines: dict[
 def _outcomes(
     ask: Ask, batches: tuple[int, ...], contexts: tuple[int, ...], specs: SchemeSpecs
 ) -> Iterator[Outcome | str]:
-    """All points at once if they can be; otherwise in halves, down to single points and what is wrong with them."""
+    """All points at once if they can be; otherwise in halves. What cannot be is one message per point.
+
+    Every limit is one of size: what the smallest batch and context cannot, none can.
+    """
     try:
         outcome = evaluate(ask(batches, contexts), specs)
     except (CapacityError, ConfigError) as error:
-        if len(batches) == len(contexts) == 1:
-            yield str(error)
-            return
+        why = str(error)
     else:
         yield outcome
         return
-    if len(batches) > 1:
+    if len(batches) == len(contexts) == 1:
+        yield why
+        return
+    smallest = next(_outcomes(ask, (min(batches),), (min(contexts),), specs))
+    if isinstance(smallest, str):
+        yield from [smallest] * (len(batches) * len(contexts))
+    elif len(batches) > 1:
         half = len(batches) // 2
         yield from _outcomes(ask, batches[:half], contexts, specs)
         yield from _outcomes(ask, batches[half:], contexts, specs)

@@ -18,6 +18,7 @@ import numpy as np
 from elmoe.sim.model import SimModel, load_model
 from elmoe.sim.profile import Profile, SchemeSpecs, named_profile, scheme_specs
 from elmoe.sim.run import Query, evaluate
+from elmoe.sim.schemes import mean_accepted_length
 from elmoe.sim.spec import BASELINE, load_machine
 
 WORKLOAD = "mt-bench"
@@ -78,10 +79,14 @@ def quoted_cells() -> tuple[Quoted, ...]:
 def compare(
     cells: Sequence[Quoted], specs: SchemeSpecs | None = None, profile_of: Profiles | None = None
 ) -> list[Compared]:
-    """Simulate every cell. profile_of: other profiles than the shipped ones, for calibration."""
+    """Simulate every cell, in order. profile_of: other profiles than the shipped ones, for calibration."""
     specs = specs or scheme_specs()
     choose = profile_of or (lambda model: named_profile(model, WORKLOAD, specs))
-    return [_compared(cell, specs, choose) for cell in cells]
+    groups: dict[tuple[float, str, str], list[Quoted]] = {}
+    for cell in cells:
+        groups.setdefault((cell.hb_gb, cell.model, cell.scheme), []).append(cell)
+    found = {item.quoted: item for group in groups.values() for item in _compared(group, specs, choose)}
+    return [found[cell] for cell in cells]
 
 
 def mean_abs(values: Sequence[float]) -> float:
@@ -108,21 +113,17 @@ def rank_agreement(found: Sequence[Compared]) -> tuple[int, int]:
     return kept, pairs
 
 
-def _compared(cell: Quoted, specs: SchemeSpecs, profile_of: Profiles) -> Compared:
-    model = load_model(cell.model)
-    profile = profile_of(model)
-    machine = load_machine(MACHINE).with_hb_gb(cell.hb_gb)
-    xpu = load_machine(BASELINE).with_hb_gb(cell.hb_gb)
-    plain = Query(xpu, model, profile, batches=(cell.batch,))
-    decode = Query(machine, model, profile, scheme=cell.scheme, mode="ar", batches=(cell.batch,))
-    draft = Query(
-        machine,
-        model,
-        profile,
-        scheme=cell.scheme,
-        mode="sd",
-        batches=(cell.batch,),
-        acceptance=cell.acceptance_rate,
+def _compared(cells: list[Quoted], specs: SchemeSpecs, profile_of: Profiles) -> list[Compared]:
+    """Cells of one HB size, model and scheme."""
+    hb_gb, model = cells[0].hb_gb, load_model(cells[0].model)
+    profile, batches = profile_of(model), tuple(cell.batch for cell in cells)
+    machine, xpu = load_machine(MACHINE).with_hb_gb(hb_gb), load_machine(BASELINE).with_hb_gb(hb_gb)
+    base = evaluate(Query(xpu, model, profile, batches=batches), specs).latency_ms
+    decode, draft = (
+        evaluate(Query(machine, model, profile, WORKLOAD, cells[0].scheme, mode, batches), specs)
+        for mode in ("ar", "sd")
     )
-    base, ar, sd = (float(evaluate(query, specs).latency_ms[0]) for query in (plain, decode, draft))
-    return Compared(cell, base / ar, base / sd)
+    rates = np.array([cell.acceptance_rate for cell in cells])
+    emitted = 1.0 + mean_accepted_length(rates, specs.tree.depth, specs.tree.verify)
+    ar, sd = base / decode.latency_ms, base / (draft.total.total_ns * 1e-6 / emitted)
+    return [Compared(cell, float(ar[i]), float(sd[i])) for i, cell in enumerate(cells)]

@@ -10,6 +10,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,6 +28,7 @@ Arm = Callable[[Sweep, Sequence[Chunk]], "Iterator[tuple[Chunk, pa.Table]]"]
 
 TASKS_PER_CPU = 2
 """Chunks that a cluster is given ahead, so that none of it waits for us."""
+KNOCK_SECONDS = 5.0
 
 
 def in_process(sweep: Sweep, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, pa.Table]]:
@@ -85,8 +87,9 @@ def ray(address: str) -> Arm:
 
     def evaluate(sweep: Sweep, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, pa.Table]]:
         try:
+            _knock(address)
             cluster.init(address=address, log_to_driver=False, logging_level="error")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"--ray {address}: no cluster there ({error}); use local, or --workers") from None
         try:
             yield from _by_cluster(cluster, sweep, chunks)
@@ -94,6 +97,13 @@ def ray(address: str) -> Arm:
             cluster.shutdown()
 
     return evaluate
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens: Ray itself tries for minutes, and ends the process at the end."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def _by_cluster(cluster: Any, sweep: Sweep, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, pa.Table]]:

@@ -42,6 +42,7 @@ bench: $(VENV)/.dev
 	$(ONE_THREAD) $(BIN)/python bench/elasticity.py --prompts $(PROMPT_DIR)
 	$(ONE_THREAD) $(BIN)/python bench/pool.py --prompts $(PROMPT_DIR)
 	$(ONE_THREAD) $(BIN)/python bench/sampling_rule.py --prompts $(PROMPT_DIR)
+	$(ONE_THREAD) $(BIN)/python bench/cycle_agreement.py
 
 verify: $(VERIFY)/.verify
 	cd tests && $(ONE_THREAD) ../$(VERIFY)/bin/python -m verify.make_golden

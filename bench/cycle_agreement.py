@@ -22,14 +22,15 @@ from elmoe.sim.layer import expert_resources, layer_ns
 from elmoe.sim.layer_pass import draw_layer
 from elmoe.sim.model import MODELS, load_model
 from elmoe.sim.spec import load_machine
-from elmoe.sim.systems import effective_bandwidth
 from harness import ROOT, markdown_table, provenance, replace_block, write_result
 
 SYSTEMS = (("xpu", ("ar",)), ("hb-xpu", ("ar",)), ("elmoe-3d", ("ar", "verify", "draft")))
 HB_GB = (4.0, 8.0)
-TOKENS = (1, 8, 32, 100, 256)
+TOKENS = (1, 16, 100, 256)
 CACHED = (0.0, 0.1, 0.5, 0.9, 1.0)
 EXPONENTS = (0.0, 1.0)
+EXT_SHARE, HB_SHARE = 0.99, 0.97
+"""Of peak bandwidth, as the paper says; how well two models of the overlap agree does not hang on the last percent."""
 ARMS = ("ragged", "even", "slowest_resource", "interleaved")
 
 
@@ -57,13 +58,13 @@ def grid() -> Iterator[Point]:
 def measure(point: Point, seed: int) -> dict[str, Any]:
     """Deviations from the cycle mode in grouped order, as fractions of it."""
     machine = load_machine(point.system).with_hb_gb(point.hb_gb)
-    rates = effective_bandwidth(machine)
+    ext, hb = EXT_SHARE * machine.ext.gb_per_s, HB_SHARE * machine.hb.gb_per_s if machine.hb is not None else 1.0
     layer = draw_layer(load_model(point.model), point.kind, point.tokens, point.cached, seed, point.exponent)
     begin = time.perf_counter()
-    played = simulate_layer(machine, layer, rates.ext, rates.hb)
+    played = simulate_layer(machine, layer, ext, hb)
     seconds = time.perf_counter() - begin
-    mixed = simulate_layer(machine, layer, rates.ext, rates.hb, "interleaved")
-    ragged, even = (expert_resources(machine, layer.work(rows), rates.ext, rates.hb) for rows in (True, False))
+    mixed = simulate_layer(machine, layer, ext, hb, "interleaved")
+    ragged, even = (expert_resources(machine, layer.work(rows), ext, hb) for rows in (True, False))
     slowest = max(float(time_ns[0]) for time_ns in (ragged.ext_ns, ragged.hb_ns, ragged.pe_ns, ragged.link_ns))
     times = (float(layer_ns(ragged)[0]), float(layer_ns(even)[0]), slowest, mixed.total_ns)
     return (
@@ -107,7 +108,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [measure(point, seed) for seed, point in enumerate(grid())]
     found = summary(rows)
-    settings = {"hb_gb": HB_GB, "tokens": TOKENS, "cached": CACHED, "exponents": EXPONENTS}
+    settings = {"hb_gb": HB_GB, "tokens": TOKENS, "cached": CACHED, "exponents": EXPONENTS} | {
+        "ext_share": EXT_SHARE,
+        "hb_share": HB_SHARE,
+    }
     document = {"summary": found, "slowest_run_s": max(row["cycle_mode_s"] for row in rows), "rows": rows}
     print(write_result("cycle_agreement", provenance(settings) | document))
     print(table(found))

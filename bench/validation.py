@@ -8,12 +8,14 @@ Writes bench/results/validation.json and the tables of docs/validation.md (`make
 from __future__ import annotations
 
 import csv
+import json
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+import cycle_agreement
 from elmoe.errors import CapacityError
 from elmoe.sim.dram_cases import run_cases
 from elmoe.sim.headline import BATCHES, Gain, Headline, headline
@@ -23,7 +25,7 @@ from elmoe.sim.run import Query, evaluate, rows
 from elmoe.sim.spec import SCHEMES, SYSTEMS, load_machine
 from elmoe.sim.systems import effective_bandwidth
 from elmoe.sim.table3 import MACHINE, WORKLOAD, Compared, compare, mean_abs, quoted_cells, rank_agreement
-from harness import ROOT, markdown_table, provenance, replace_block, write_result
+from harness import RESULTS, ROOT, markdown_table, provenance, replace_block, write_result
 
 PAGE = ROOT / "docs" / "validation.md"
 REFERENCE = ROOT / "tests" / "sim" / "dram_reference.csv"
@@ -48,6 +50,7 @@ def main() -> None:
         "headline": headline_table(headlines),
         "systems": systems_table(headlines),
         "long-context": long_context_table(),
+        "cycle": cycle_table(),
         "dram": dram_table(),
         "speed": speed_table(),
     }
@@ -197,6 +200,12 @@ def context_cell(name: str, batch: int, context: int) -> str:
         return "too large"
     mark = "*" if ar["memory_bytes"]["ext_kv"] > 0 else ""
     return f"{ar['speedup_vs_xpu']:.1f} / {sd['speedup_vs_xpu']:.1f}; {ar['cached_experts_per_layer']:.0f}{mark}"
+
+
+def cycle_table() -> str:
+    """From bench/results/cycle_agreement.json, which takes minutes to make."""
+    found = json.loads((RESULTS / "cycle_agreement.json").read_text(encoding="utf-8"))
+    return cycle_agreement.table(found["summary"])
 
 
 def dram_table() -> str:

@@ -303,12 +303,24 @@ def test_no_time_is_below_a_roofline(layer: LayerPass, ext: float, hb: float) ->
 
 @given(layers(), st.floats(1, 4), st.floats(1, 4), st.floats(1, 4))
 def test_more_bandwidth_is_never_slower(layer: LayerPass, ext: float, hb: float, link: float) -> None:
-    """Where the array is shared, an earlier half from EXT can cut in between two tiles of HB: a few tiles of slack."""
+    """But for the array that two streams share, see the next test."""
     assert ELMOE.links is not None
     faster = replace(ELMOE, links=replace(ELMOE.links, aggregation_gb_per_s=link * 32.0))
     slack = 1.01 if any(layer.hits) else 1 + 1e-9
     before = simulate_layer(ELMOE, layer, EXT / 4, HB / 4).total_ns
     assert simulate_layer(faster, layer, EXT / 4 * ext, HB / 4 * hb).total_ns <= before * slack + CLOCK
+
+
+def test_a_faster_ext_can_take_the_array_when_hb_needs_it() -> None:
+    """Not monotone, and why: EXT comes first on the array, so misses that arrive in a shorter time crowd HB's products.
+
+    HB, which sets the pace here, then idles with full halves, and cannot make up for it when EXT is done.
+    """
+    model = load_model("qwen3-30b-a3b")
+    planes = round(model.expert_draft_bytes)
+    layer = LayerPass((150,) * 13, (True,) * 12 + (False,), 150, 2048, 768, planes, 0, planes, 4, 4)
+    slow, fast = (simulate_layer(ELMOE, layer, ext, HB).total_ns for ext in (100.0, 128.0))
+    assert slow < fast < 1.02 * slow
 
 
 @given(layers())

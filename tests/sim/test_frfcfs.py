@@ -414,10 +414,12 @@ def test_a_precharge_waits_only_for_requests_in_the_queue() -> None:
 
 
 def test_a_hit_overtakes_older_activations_and_precharges() -> None:
-    """At clock 50 row 0 of bank 0 is open; one conflict, one closed bank and one hit wait for their first slot."""
+    """At clock 51, and 101, both become ready; the hit is the younger one."""
     limits = QUICK._replace(bl=50, ccd_l=50)
-    found = served([(0, 0), (0, 0), (0, 0), (1, 5), (0, 0)], limits._replace(rrd=51))
-    assert [(c.clock, c.kind, c.bank) for c in found.log][:4] == [(0, 0, 0), (1, 2, 0), (51, 2, 0), (52, 0, 1)]
+    found = served([(0, 0), (1, 5), (0, 0)], limits._replace(rrd=51))
+    assert found.log == [(0, ACTIVATE, 0), (1, READ, 0), (51, READ, 0), (52, ACTIVATE, 1), (101, READ, 1)]
+    found = served([(0, 0), (1, 0), (1, 5), (0, 0)], limits._replace(rtp=50))
+    assert found.log[3:] == [(51, READ, 1), (101, READ, 0), (102, PRECHARGE, 1), (103, ACTIVATE, 1), (151, READ, 1)]
 
 
 @pytest.mark.parametrize("order", [(3, 1, 2), (0, 4, 8, 12), (15, 0, 7, 3)])

@@ -125,6 +125,7 @@ NEAR = "\n".join(
     f"{key} = {number(1, unit)}"
     for key, unit in (
         ("gb_per_s", "GB/s"),
+        ("efficiency", "1"),
         ("tops", "TOPS"),
         ("capacity_gb", "GB"),
         ("external_share", "1"),

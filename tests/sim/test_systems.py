@@ -113,9 +113,9 @@ def test_attention_counts_fp16_products_twice() -> None:
 
 
 def test_exchanges_between_pes() -> None:
-    """Per layer and row a reduction of 4 bytes and a result of 1 byte per element, over each port of 32 GB/s."""
+    """Per layer two gathers of a byte per element and row, over each port of 32 GB/s; a PE has its own share."""
     spent = cost(load_machine("elmoe-3d"), PEAK, dense(hb=1, rows=5, exchanges=7), ALL)
-    port = 7 * 5 * 1024 * (4 * 15 / 16 + 1)
+    port = 7 * 5 * 1024 * 2 * 15 / 16
     assert spent.link_ns[0] == pytest.approx(port / 32)
     assert spent.link_bytes[0] == pytest.approx(16 * port)
     assert bound(spent) == "link"
@@ -126,9 +126,9 @@ def test_exchanges_between_pes() -> None:
 
 
 def test_near_memory_reads_faster() -> None:
-    """At one row the PIM reads 8 times as fast and computes as fast as it reads."""
+    """At one row the PIM reads 8 times as fast, less the turnover of rows, and computes as fast as it reads."""
     spent = cost(load_machine("xpu-pim"), PEAK, dense(ext=1e9, macs=1e9), ALL)
-    assert spent.total_ns[0] == pytest.approx(1e9 / 819.2)
+    assert spent.total_ns[0] == pytest.approx(1e9 / (819.2 * 0.87))
     assert (spent.near_bytes[0], spent.ext_bytes[0], spent.near_macs[0], spent.macs_w8[0]) == (1e9, 0, 1e9, 0)
     assert spent.ext_ns[0] == spent.pe_ns[0] == 0
     assert bound(spent) == "near"
@@ -145,14 +145,15 @@ def test_operators_with_many_rows_go_to_the_xpu() -> None:
 
 def test_logic_pim_works_for_more_rows() -> None:
     spent = cost(load_machine("xpu-logicpim"), PEAK, dense(ext=1e9, rows=8, macs=8e9), ALL)
-    assert (bound(spent), spent.total_ns[0]) == ("near", pytest.approx(1e9 / 409.6))
+    assert (bound(spent), spent.total_ns[0]) == ("near", pytest.approx(1e9 / (409.6 * 0.87)))
 
 
 def test_near_memory_and_xpu_share_the_work() -> None:
-    """409.6 GB/s near and 6/8 of 102.4 GB/s outside finish together."""
+    """97 % of 409.6 GB/s near and 6/8 of 102.4 GB/s outside finish together."""
     spent = cost(load_machine("xpu-nmp"), PEAK, dense(ext=1e9, macs=1e9), ALL)
-    assert spent.total_ns[0] == pytest.approx(1e9 / (409.6 + 76.8))
-    assert spent.near_bytes[0] == pytest.approx(1e9 * 409.6 / (409.6 + 76.8))
+    near = 409.6 * 0.97
+    assert spent.total_ns[0] == pytest.approx(1e9 / (near + 76.8))
+    assert spent.near_bytes[0] == pytest.approx(1e9 * near / (near + 76.8))
     assert spent.near_bytes[0] + spent.ext_bytes[0] == pytest.approx(1e9)
     assert spent.ext_ns[0] == pytest.approx(spent.total_ns[0]), "over three quarters of the bus"
 
@@ -167,8 +168,8 @@ def test_the_part_that_near_memory_does_not_hold_sets_the_pace() -> None:
 
 def test_without_a_bus_of_its_own_the_xpu_waits_for_near_memory() -> None:
     spent = cost(load_machine("xpu-pim"), PEAK, dense(ext=1e9, macs=1e9), array(0.75))
-    assert spent.total_ns[0] == pytest.approx(0.75e9 / 819.2 + 0.25e9 / 102.4)
-    assert spent.bound_ns[0].tolist() == pytest.approx([0.25e9 / 102.4, 0, 0, 0, 0.75e9 / 819.2])
+    assert spent.total_ns[0] == pytest.approx(0.75e9 / (819.2 * 0.87) + 0.25e9 / 102.4)
+    assert spent.bound_ns[0].tolist() == pytest.approx([0.25e9 / 102.4, 0, 0, 0, 0.75e9 / (819.2 * 0.87)])
 
 
 # --- what must hold everywhere ---
@@ -255,11 +256,15 @@ def test_work_is_conserved(system: str, operator: Operator, reach: float) -> Non
 
 @given(st.sampled_from(SYSTEMS), operators, st.floats(0, 1), st.floats(1, 8))
 def test_more_bandwidth_is_never_slower(system: str, operator: Operator, reach: float, factor: float) -> None:
+    """Whole hits beside misses may lose 5 %: a faster stream can take the array from the one that sets the pace, as in
+    the cycle mode (test_cycle.py).
+    """
     machine = load_machine(system)
     operator = placed(machine, operator)
     base = cost(machine, PEAK, operator, array(reach)).total_ns[0]
+    beside = isinstance(operator, Experts) and machine.hb is not None
     for faster in (replace(PEAK, ext=PEAK.ext * factor), replace(PEAK, hb=PEAK.hb * factor)):
-        assert cost(machine, faster, operator, array(reach)).total_ns[0] <= base * (1 + 1e-9)
+        assert cost(machine, faster, operator, array(reach)).total_ns[0] <= base * (1.05 if beside else 1 + 1e-9)
     if machine.near is not None:
         near = replace(machine.near, gb_per_s=machine.near.gb_per_s * factor, tops=machine.near.tops * factor)
         assert cost(replace(machine, near=near), PEAK, operator, array(reach)).total_ns[0] <= base * (1 + 1e-9)

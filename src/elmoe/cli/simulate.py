@@ -12,9 +12,11 @@ import typer
 from elmoe.cli.console import Json, emit_json, err, out, parse_integers, say, table
 from elmoe.errors import ConfigError
 from elmoe.sim.model import MODELS, SimModel, load_model, model_from_shape
+from elmoe.sim.play_layer import play_layer
 from elmoe.sim.profile import Profile, named_profile, profile_from_trace, scheme_specs, specs_for_trace
 from elmoe.sim.run import Query, rows
 from elmoe.sim.spec import SCHEMES, SYSTEMS, Machine, load_machine
+from elmoe.sim.timeline import write_timeline
 from elmoe.sim.write_rows import write_rows
 from elmoe.trace.parquet import read_trace
 
@@ -51,6 +53,9 @@ def simulate(
         float | None, typer.Option(help="Accepted draft tokens / tree depth, instead of the profile's.")
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write .parquet, .csv or .json.")] = None,
+    timeline: Annotated[
+        Path | None, typer.Option(help="Play one MoE layer of the first row cycle by cycle; Chrome trace as JSON.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Predict latency, energy per token and bottleneck of an accelerator on a model."""
@@ -71,10 +76,16 @@ def simulate(
     }
     if output is not None:
         write_rows(output, found, config)
+    played = None if timeline is None else play_layer(queries[0], specs)
+    if timeline is not None and played is not None:
+        write_timeline(timeline, played.timing.events, f"{queries[0].machine.name}, {queries[0].model.name}")
     if json:
-        emit_json({"rows": found, "config": config})
+        emit_json({"rows": found, "config": config} | ({} if played is None else {"layer": played.as_dict()}))
         return
     _show(found)
+    if played is not None:
+        found_us, fast_us = played.timing.total_ns * 1e-3, played.fast_ns * 1e-3
+        say(f"{timeline}: one MoE layer in {found_us:.1f} us, by the fast formula {fast_us:.1f} us")
     if output is not None:
         say(f"{output}: {len(found)} rows", err)
 

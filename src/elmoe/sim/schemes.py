@@ -37,7 +37,7 @@ class Dense:
     bits: int
     """Weight bits: 8 or 4; 16 for attention, whose keys and values are FP16."""
     exchanges: int = 0
-    """Layers after which row results are reduced over the PEs."""
+    """Layers whose row results are gathered by all PEs."""
     hidden: int = 0
 
 

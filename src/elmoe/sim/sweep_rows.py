@@ -1,8 +1,9 @@
 """From a chunk of a sweep to rows, and the Pareto front of rows. Columns are those of `elmoe simulate -o`, less phases.
 
 Beside them: one column per varied field (empty for systems that lack it), `acceptance` as the sweep gives it, and
-`problem`, which says why a point cannot be; its results are then empty. `speedup_vs_xpu` compares with the built-in
-xPU with as many PEs, whatever is varied, and is empty where a batch does not fit that. Knows nothing about files.
+`problem`, which says why a point cannot be (it may name a smaller one that cannot be either); its results are then
+empty. `speedup_vs_xpu` compares with the built-in xPU with as many PEs, whatever is varied, and is empty where a batch
+does not fit that. Knows nothing about files.
 """
 
 from __future__ import annotations

@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from elmoe.sim.efficiency import efficiency
-from elmoe.sim.layer import ACTIVATION_BYTES, PSUM_BYTES, Resources, expert_resources
+from elmoe.sim.layer import ACTIVATION_BYTES, Resources, expert_resources, layer_ns
 from elmoe.sim.schemes import Dense, Experts, Operator
 from elmoe.sim.spec import Machine, Memory, NearMemory
 
 Floats = npt.NDArray[np.float64]
 
+GATHERS = 2
+"""Per layer, dense weights being split by output column: what the heads give to the output projection, and its result."""
 BOUNDS = ("ext", "hb", "pe", "link", "near")
 FP16_PASSES = 2
 """FP16 keys and values take as many passes of the array as two 8-bit products (assumed)."""
@@ -104,7 +106,7 @@ def _dense_resources(machine: Machine, bandwidth: Bandwidth, operator: Dense) ->
     port = np.zeros_like(operator.macs)
     link_ns = port
     if machine.links is not None and operator.exchanges:
-        share = PSUM_BYTES * (pes - 1) / pes + ACTIVATION_BYTES
+        share = GATHERS * ACTIVATION_BYTES * (pes - 1) / pes
         port = operator.exchanges * operator.rows * operator.hidden * share
         link_ns = port / machine.links.aggregation_gb_per_s
     zero = np.zeros_like(operator.macs)
@@ -123,8 +125,9 @@ def _dense_resources(machine: Machine, bandwidth: Bandwidth, operator: Dense) ->
 
 
 def _on_host(found: Resources, layers: int) -> Cost:
+    """What is not hidden behind the slowest resource counts as a wait for it."""
     times = np.stack(np.broadcast_arrays(found.ext_ns, found.hb_ns, found.pe_ns, found.link_ns), axis=-1)
-    total = times.max(axis=-1)
+    total = layer_ns(found)
     bound = np.zeros((*total.shape, len(BOUNDS)))
     np.put_along_axis(bound, times.argmax(axis=-1)[..., None], total[..., None], axis=-1)
     zero = np.zeros_like(total)
@@ -152,9 +155,9 @@ def _with_near_memory(near: NearMemory, found: Resources, here: Cost, layers: in
     Without a bus of its own (external_share 0) the xPU reads its part before or after the near-memory units.
     """
     macs = found.macs + found.macs_w4
-    near_ns = np.maximum(found.ext_bytes / near.gb_per_s, 2e-3 * macs / near.tops)
+    near_ns = np.maximum(found.ext_bytes / (near.gb_per_s * near.efficiency), 2e-3 * macs / near.tops)
     bus = near.external_share or 1.0
-    rest_ns = np.maximum(found.ext_ns / bus, found.pe_ns)
+    rest_ns = np.maximum(found.ext_ns / bus, found.pe_ns) + found.exposed_ns
     if near.external_share:
         share = np.minimum(reach, rest_ns / np.maximum(near_ns + rest_ns, 1e-300))
         near_part, rest_part = share * near_ns, (1.0 - share) * rest_ns

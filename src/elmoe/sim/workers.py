@@ -6,7 +6,6 @@ rows. Knows nothing about files.
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -81,7 +80,7 @@ def ray(address: str) -> Arm:
     Every node needs this version of elmoe. Processors that differ may differ in the last bit of a result.
     """
     try:
-        cluster: Any = importlib.import_module("ray")
+        import ray as cluster
     except ImportError:
         raise ConfigError("--ray needs Ray; pip install elmoe[ray], or use --workers") from None
 

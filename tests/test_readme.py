@@ -25,6 +25,8 @@ def workplace(tmp_path, monkeypatch, tiny):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands(command, workplace, capsys):
     command = command.replace("PATH/TO/HF_FOLDER -o my.elmoe", f"{ROOT}/tests/golden/random_moe -o made.elmoe")
+    if "--trace run.parquet" in command:  # made by a command above it in the README
+        assert cli._exit_code(shlex.split("trace tiny -p Hello -o run.parquet --max-tokens 8 --mode sd")) == 0
     assert cli._exit_code(shlex.split(command)) == 0, capsys.readouterr().err
 
 

@@ -147,15 +147,15 @@ def _show(found: list[dict[str, Any]]) -> None:
         (
             row["model"],
             row["system"],
-            f"{row['scheme']} {row['mode']}",
+            f"{row['scheme']}-{row['mode']}",
             f"{row['hb_gb']:g}",
             row["batch"],
             row["context"],
             row["workload"],
             "" if row["acceptance_rate"] is None else f"{row['acceptance_rate']:.2f}",
-            f"{row['latency_ms_per_token']:.2f}",
+            f"{row['latency_ms_per_token']:.4g}",
             f"{row['speedup_vs_xpu']:.2f}",
-            f"{row['energy_mj_per_token']['total']:.1f}",
+            f"{row['energy_mj_per_token']['total']:.3g}",
             row["bottleneck"],
         )
         for row in found

@@ -20,7 +20,7 @@ from elmoe.sim.spec import Machine, Memory, NearMemory
 Floats = npt.NDArray[np.float64]
 
 GATHERS = 2
-"""Per layer, dense weights being split by output column: what the heads give to the output projection, and its result."""
+"""Per layer, dense weights being split by output column: the input of the output projection, and its result."""
 BOUNDS = ("ext", "hb", "pe", "link", "near")
 FP16_PASSES = 2
 """FP16 keys and values take as many passes of the array as two 8-bit products (assumed)."""

@@ -18,6 +18,7 @@ CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 def workplace(tmp_path, monkeypatch, tiny):
     monkeypatch.chdir(tmp_path)
     Path("my.elmoe").symlink_to(tiny.path)
+    Path("examples").symlink_to(ROOT / "examples")
     Path("prompts.jsonl").write_text('{"prompt": "Hi! How are you today?"}\n', encoding="utf-8")
     return tmp_path
 

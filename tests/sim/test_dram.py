@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_devices_that_cannot_be(tmp_path: Path, changes: dict[str, float], messa
 
 
 def test_device_names_and_files_that_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown DRAM device 'hb-bnk'; did you mean 'hb-bank'.; or give a .toml"):
+    with pytest.raises(ConfigError, match=r"unknown DRAM device 'hb-bnk'; did you mean 'hb-bank'\?; or give a .toml"):
         load_device("hb-bnk")
     with pytest.raises(ConfigError, match=r"nowhere.toml does not exist"):
         load_device("nowhere.toml")
@@ -180,11 +181,9 @@ def test_mappings_fill_every_row_once(device: DramDevice, mapping: str, ranks: i
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("mapping", MAPPINGS)
 @pytest.mark.parametrize("refresh", REFRESHES)
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("channels", [1, 8])
-def test_everything_runs(device: DramDevice, mapping: str, refresh: str, ranks: int, channels: int) -> None:
-    controller = Controller(mapping=mapping, refresh=refresh, ranks=ranks, channels=channels)
-    for pattern in ("seq", "chunk1K", "u1K"):
+def test_everything_runs(device: DramDevice, mapping: str, refresh: str) -> None:
+    for ranks, channels, pattern in product((1, 2), (1, 8), ("seq", "u1K")):
+        controller = Controller(mapping=mapping, refresh=refresh, ranks=ranks, channels=channels)
         found = reads(device, pattern, 400 * channels, controller)
         assert 0 < found.pct_peak <= 100
         assert found.gb_per_s == pytest.approx(found.pct_peak / 100 * device.gb_per_s * channels)
@@ -237,7 +236,7 @@ def test_a_page_at_a_time_is_one_bank_group_at_a_time() -> None:
 @pytest.mark.parametrize("mapping", ["bgint", "RoBaRaCoCh"])
 def test_eight_channels_read_in_sequence_are_eight_times_one(device: DramDevice, refresh: str, mapping: str) -> None:
     one = Controller(mapping=mapping, refresh=refresh)
-    single, eight = reads(device, "seq", 9000, one), reads(device, "seq", 8 * 9000, replace(one, channels=8))
+    single, eight = reads(device, "seq", 4000, one), reads(device, "seq", 8 * 4000, replace(one, channels=8))
     assert eight == replace(single, gb_per_s=pytest.approx(8 * single.gb_per_s))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -139,7 +140,8 @@ def _closes_all(log: list[Command], place: int, rank: int, per_rank: int) -> boo
     """A precharge is one of a whole rank if the rank's next command is a refresh."""
     if log[place].kind != PRECHARGE:
         return False
-    return next((later.kind == REFRESH for later in log[place + 1 :] if later.bank // per_rank == rank), False)
+    later = islice(log, place + 1, None)
+    return next((command.kind == REFRESH for command in later if command.bank // per_rank == rank), False)
 
 
 def bounds(limits: Timing, refresh: int) -> dict[str, int]:
@@ -169,14 +171,12 @@ def assert_conserved(found: Served, reads: Sequence[Read]) -> None:
 @pytest.mark.parametrize("limits", DEVICES)
 @pytest.mark.parametrize("refresh", [NO_REFRESH, ALL_BANK, PER_BANK])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 1), (1, 1, 4), (1, 4, 4), (2, 1, 1), (2, 4, 4), (4, 2, 2)])
-@pytest.mark.parametrize(("queue", "gap"), [(1, 1), (1, 50), (32, 1), (3, 50), (1024, 1)])
-def test_random_streams_end_and_keep_all_gates(
-    limits: Timing, refresh: int, sizes: tuple[int, int, int], queue: int, gap: int
-) -> None:
-    reads = random_reads(300, int(np.prod(sizes)), rows=3)
-    found = served(reads, limits, sizes=sizes, queue=queue, gap=gap, refresh=refresh)
-    assert_conserved(found, reads)
-    assert_kept(found, sizes, limits, refresh)
+def test_random_streams_end_and_keep_all_gates(limits: Timing, refresh: int, sizes: tuple[int, int, int]) -> None:
+    reads = random_reads(200, int(np.prod(sizes)), rows=3)
+    for queue, gap in ((1, 1), (1, 50), (32, 1), (3, 50), (1024, 1)):
+        found = served(reads, limits, sizes=sizes, queue=queue, gap=gap, refresh=refresh)
+        assert_conserved(found, reads)
+        assert_kept(found, sizes, limits, refresh)
 
 
 @pytest.mark.parametrize("refresh", [ALL_BANK, PER_BANK])
@@ -291,7 +291,7 @@ def test_reads_far_apart_wait_for_nobody(limits: Timing) -> None:
 @pytest.mark.parametrize("limits", DEVICES)
 def test_all_bank_refresh_takes_its_share(limits: Timing) -> None:
     """Per interval: the last read's rtp, rp, rfc, and the first activation's rcd."""
-    sizes, count = (1, 4, 4), 40_000
+    sizes, count = (1, 4, 4), 30_000
     reads = [(4 * (i % 4), i // 256) for i in range(count)]
     plain, refreshed = served(reads, limits, sizes=sizes), served(reads, limits, sizes=sizes, refresh=ALL_BANK)
     lost = (limits.rtp + limits.rp + limits.rfc_ab + limits.rcd) / limits.refi
@@ -315,7 +315,7 @@ def test_latencies_are_those_of_the_log(limits: Timing, refresh: int, gap: int) 
 def test_littles_law(limits: Timing, queue: int) -> None:
     """Requests under way = throughput x time under way: the queue, plus at most a row in opening for each bank."""
     wait = limits.cl + limits.bl + 1
-    for reads, opening in (([(0, 0)] * 20_000, 0), (random_reads(5000, 16), 16)):
+    for reads, opening in (([(0, 0)] * 10_000, 0), (random_reads(4000, 16), 16)):
         found = served(reads, limits, queue=queue)
         under_way = (found.latency - wait * len(reads)) / found.clocks
         assert 0.97 * (queue - 1) <= under_way <= queue + opening
@@ -329,7 +329,7 @@ TIGHT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("clocks", [12, 13, 40])
+@pytest.mark.parametrize("clocks", [13, 40])
 @pytest.mark.parametrize("gate", TIGHT)
 def test_a_gate_blocks_until_its_last_clock_and_not_longer(gate: str, clocks: int) -> None:
     """Where nothing else takes time, the closest two commands come are the gate's clocks."""
@@ -338,7 +338,7 @@ def test_a_gate_blocks_until_its_last_clock_and_not_longer(gate: str, clocks: in
     name = {"rfc_ab": "rfc", "rfc_pb": "rfc", "rank_switch": "switch"}.get(gate, gate)
     seen = []
     for rows, space in ((2, 1), (1000, 1), (1000, 9)):  # hits, conflicts, conflicts with slots to spare
-        found = served(random_reads(1000, 8, rows), limits, sizes=sizes, refresh=refresh, gap=space)
+        found = served(random_reads(500, 8, rows), limits, sizes=sizes, refresh=refresh, gap=space)
         seen += gaps(found, sizes, refresh)[name]
         assert_kept(found, sizes, limits, refresh)
     assert min(seen) == bounds(limits, refresh)[name]
@@ -456,11 +456,11 @@ def test_a_due_refresh_holds_back_everything(
 ) -> None:
     """From its due time on no row is opened, and only rows in opening are read, one read each; none is forgotten."""
     per_rank, period = sizes[1] * sizes[2], getattr(limits, interval)
-    found = served(random_reads(6000, sizes[0] * per_rank, rows=20), limits, sizes=sizes, refresh=refresh)
+    found = served(random_reads(3000, sizes[0] * per_rank, rows=20), limits, sizes=sizes, refresh=refresh)
     for rank in range(sizes[0]):
         mine = [command for command in found.of(REFRESH) if command.bank // per_rank == rank]
         assert len(mine) in {(found.clocks - 1) // period, (found.clocks - 1) // period - 1}
-        assert len(mine) > 3
+        assert len(mine) >= 2
         for number, (clock, _, bank) in enumerate(mine):
             due = (number + 1) * period
             assert clock >= due

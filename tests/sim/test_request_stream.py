@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elmoe.errors import ConfigError
-from elmoe.sim.request_stream import chunk_of, chunks, stream
+from elmoe.sim.request_stream import chunk_of, chunks, stream, useful_share
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,7 @@ def test_a_sequence_starts_over_at_the_end() -> None:
     assert stream("seq", 7, 32, 4, seed=1).tolist() == [0, 1, 2, 3, 0, 1, 2]
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 4000), st.booleans(), st.integers(1, 400), st.sampled_from([32, 64, 128]), st.integers(0, 2**40))
 def test_chunks_lie_inside_and_are_whole(size: int, aligned: bool, bursts: int, burst_bytes: int, seed: int) -> None:
     """Runs of consecutive bursts, each at a start the pattern allows; only the last chunk may be cut."""
@@ -100,3 +101,11 @@ def test_a_chunk_that_does_not_fit() -> None:
     assert chunks(128, True, 4, 32, 4, seed=1).tolist() == [0, 1, 2, 3]
     with pytest.raises(ConfigError, match="a chunk of 129 B does not fit a memory of 128 B"):
         chunks(129, True, 4, 32, 4, seed=1)
+
+
+def test_useful_share_of_bursts() -> None:
+    """Aligned chunks waste what does not fill a burst; of unaligned ones half need one burst of 128 B more."""
+    assert useful_share(4096, True, 32) == useful_share(4096, False, 32) == 1.0
+    assert useful_share(64, True, 128) == 0.5
+    assert useful_share(8192, False, 128) == 64 / 64.5
+    assert useful_share(64, False, 128) == 0.5

@@ -36,6 +36,13 @@ def stream(pattern: str, bursts: int, burst_bytes: int, capacity_bursts: int, se
     return chunks(size, aligned, bursts, burst_bytes, capacity_bursts, seed)
 
 
+def useful_share(size: int, aligned: bool, burst_bytes: int) -> float:
+    """Bytes asked for over bytes of the bursts that carry them, on average over the places where a chunk may start."""
+    starts = [0] if aligned else range(0, max(burst_bytes, UNALIGNED_STEP), UNALIGNED_STEP)
+    bursts = [(start + size - 1) // burst_bytes - start // burst_bytes + 1 for start in starts]
+    return size * len(bursts) / (sum(bursts) * burst_bytes)
+
+
 def chunks(size: int, aligned: bool, bursts: int, burst_bytes: int, capacity_bursts: int, seed: int) -> Int64:
     """As `stream`, by size in bytes. Aligned chunks start at multiples of their size, others of 64 B."""
     capacity = capacity_bursts * burst_bytes

@@ -75,7 +75,7 @@ def _effective(memory: Memory) -> float:
         queue=memory.queue,
         refresh=memory.refresh,
         chunk_bytes=np.array([float(memory.chunk_bytes)]),
-        aligned=False,
+        aligned=True,  # weights are laid out for the machine
     )
     return memory.gb_per_s * float(share[0])
 

@@ -30,10 +30,12 @@ def call(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
-def document(capsys: Capture, *arguments: object) -> dict[str, Any]:
-    """The one JSON document of a call that succeeds and has nothing else to say."""
+def document(capsys: Capture, *arguments: object, says: str = "") -> dict[str, Any]:
+    """The one JSON document of a call that succeeds and has nothing to say on standard error but `says`."""
     code, out, err = call(capsys, *arguments, "--json")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.count("\n") == bool(says)
+    assert says in err
     assert out.count("\n") == 1, "one document, one line"
     found: dict[str, Any] = json.loads(out)
     return found
@@ -139,7 +141,8 @@ def test_a_machine_and_a_model_of_ones_own(capsys: Capture, tmp_path: Path) -> N
         }),
         encoding="utf-8",
     )  # fmt: skip
-    (row,) = document(capsys, "--system", machine, "--model", config)["rows"]
+    says = "none of its own: popularity and acceptance are assumed"
+    (row,) = document(capsys, "--system", machine, "--model", config, says=says)["rows"]
     assert (row["system"], row["model"]) == ("fast", str(config))
     assert row["speedup_vs_xpu"] == pytest.approx(2, rel=0.02)
 
@@ -148,7 +151,8 @@ def test_a_trace_brings_its_own_locality(capsys: Capture, tmp_path: Path) -> Non
     path = tmp_path / "t.parquet"
     options = ["-p", "Tell me a story.", "--max-tokens", "16", "-o", str(path)]
     assert cli._exit_code(["trace", "tiny", *options]) == 0
-    (row,) = document(capsys, "--trace", path, "--context", 64)["rows"]
+    says = "locality measured on 16 tokens of tiny; acceptance assumed, but that of Elastic-SD measured"
+    (row,) = document(capsys, "--trace", path, "--context", 64, says=says)["rows"]
     assert (row["workload"], row["scheme"]) == ("trace", "elastic")
     assert 0 <= row["acceptance_rate"] <= 1
     code, _, err = call(capsys, "--trace", path, "--workload", "gsm8k")
@@ -156,6 +160,28 @@ def test_a_trace_brings_its_own_locality(capsys: Capture, tmp_path: Path) -> Non
     code, out, err = call(capsys, "--trace", path, "--model", "qwen3-30b-a3b")
     assert (code, out) == (2, "")
     assert "of 32 experts per token, qwen3-30b-a3b 8 of 128; record a trace of that model" in err
+
+
+def test_all_systems_speculate_where_they_can(capsys: Capture) -> None:
+    found = document(capsys, "--system", "all", "--mode", "sd")["rows"]
+    assert [row["mode"] for row in found] == ["ar", "ar", "ar", "ar", "sd", "sd"]
+
+
+def test_the_timeline_is_of_the_first_row(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "layer.json"
+    found = document(capsys, "--batch", 4, "--timeline", path)
+    assert found["layer"]["experts"] == round(found["rows"][0]["unique_experts"])
+    assert json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    code, out, err = call(capsys, "--system", "xpu-pim", "--timeline", path)
+    assert (code, out) == (2, "")
+    assert "not the near memory of xpu-pim" in err
+
+
+def test_the_configuration_names_profiles_and_devices(capsys: Capture) -> None:
+    config = document(capsys, "--model", "gpt-oss-20b")["config"]
+    assert config["profiles"][0]["origin"] == "calibrated on table 3, 4 GB (profiles.toml)"
+    assert config["profiles"][0]["acceptance"]["quant"] == 0.6
+    assert set(config["dram"]) == {"hb-bank", "lpddr5-6400-x16"}
 
 
 OVERRIDE = 'base = "elmoe-3d"\n[{}]\n{} = {{ value = {}, unit = "{}", source = "{}", status = "{}" }}\n'

@@ -6,7 +6,7 @@ from elmoe.errors import ConfigError
 from elmoe.sim.model import load_model
 from elmoe.sim.play_layer import play_layer
 from elmoe.sim.profile import named_profile, scheme_specs
-from elmoe.sim.run import Query
+from elmoe.sim.run import Query, rows
 from elmoe.sim.spec import load_machine
 
 
@@ -28,6 +28,10 @@ def test_the_first_point_is_played_and_the_fast_formula_agrees(
     assert played.fast_ns == pytest.approx(played.timing.total_ns, rel=0.02)
     assert played.as_dict()["cycle_us"] == played.timing.total_ns * 1e-3
     assert (played.as_dict()["hits"] == 0) == (system == "xpu")
+    row = rows([query(system, scheme, mode)])[0]
+    assert played.as_dict()["experts"] == pytest.approx(row["unique_experts"], abs=0.5)
+    assert played.as_dict()["hits"] == pytest.approx(row["unique_experts"] * (1 - row["miss_rate"]), abs=0.5)
+    assert sum(played.layer.rows) == 8 * tokens
 
 
 def test_only_elastic_sd_splits_experts() -> None:

@@ -124,7 +124,9 @@ def test_drafts_of_the_targets_own_weights_read_half_the_bits(system: str, name:
         for phase in step(scenario(system, name, scheme, "sd", batch, context)).phases[:-1]:
             work = experts_of(phase).work
             unique = float((work.hits + work.misses)[0])
-            expected = model.dense_draft_bytes + model.moe_layers * unique * model.expert_draft_bytes + kv
+            whole = scheme == "quant" and model.mxfp4_experts  # its own copy: the dense part stays at 8 bits
+            dense = model.dense_bytes if whole else model.dense_draft_bytes
+            expected = dense + model.moe_layers * unique * model.expert_draft_bytes + kv
             assert sum(read(phase)) == pytest.approx(expected)
             assert model.experts_per_tok * (1 - 1e-9) <= unique <= model.experts
 
@@ -138,6 +140,17 @@ def test_separate_drafts_read_their_own_weights_and_kv(system: str, name: str, b
             expected = draft.weight_bytes + batch * context * draft.kv_bytes_per_token
             assert sum(read(phase)) == pytest.approx(expected)
             assert read(phase)[0] == pytest.approx(float(point.places.draft_hb[0]), rel=1e-9, abs=1)
+
+
+def test_no_pass_reads_more_from_a_tier_than_lies_there() -> None:
+    """At 32k tokens and 4 GB the 4-bit copy of the dense part is outside HB, and is read there."""
+    point = scenario("elmoe-3d", "qwen3-30b-a3b", "quant", "sd", 1, 32768)
+    copy = point.places.draft.weight_bytes
+    assert (point.places.draft_hb[0], point.places.draft_ext[0]) == (0, copy)
+    (weights,) = [item for item in step(point).phases[0].operators if item.name == "dense"]
+    assert isinstance(weights, Dense)
+    assert weights.ext_bytes[0] == copy
+    assert weights.hb_bytes[0] == point.model.router_bytes
 
 
 def test_an_elastic_draft_does_not_touch_external_memory() -> None:

@@ -11,9 +11,10 @@ import typer
 
 from elmoe.cli.console import Json, emit_json, err, out, parse_integers, say, table
 from elmoe.errors import ConfigError
+from elmoe.sim.dram import load_device
 from elmoe.sim.model import MODELS, SimModel, load_model, model_from_shape
 from elmoe.sim.play_layer import play_layer
-from elmoe.sim.profile import Profile, named_profile, profile_from_trace, scheme_specs, specs_for_trace
+from elmoe.sim.profile import DEFAULT_ORIGIN, Profile, named_profile, profile_from_trace, scheme_specs, specs_for_trace
 from elmoe.sim.run import Query, rows
 from elmoe.sim.spec import SCHEMES, SYSTEMS, Machine, load_machine
 from elmoe.sim.timeline import write_timeline
@@ -66,12 +67,17 @@ def simulate(
     queries = []
     for (shape, profile, named), machine in product(loads, machines):
         for wanted in _schemes(scheme, machine):
-            way = "ar" if wanted == "none" and (mode is None or scheme == ["all"]) else mode or "sd"
+            among_others = scheme == ["all"] or (scheme is None and len(machines) > 1)
+            plain = wanted == "none" and (mode is None or among_others)
+            way = "ar" if plain else mode or "sd"
             queries.append(Query(machine, shape, profile, named, wanted, way, batches, contexts, acceptance))
     found = rows(queries, specs)
+    _say_origins(loads)
     config = {
         "machines": [_plain(machine) for machine in machines],
         "models": {shape.name: asdict(shape) for shape, _, _ in loads},
+        "profiles": [{"model": shape.name, "workload": named, **profile.as_dict()} for shape, profile, named in loads],
+        "dram": {name: _numbers(load_device(name).quantities) for name in _devices(machines)},
         "schemes": {name: _numbers(getattr(specs, name).quantities) for name in ("tree", "eagle", "slm", "placement")},
     }
     if output is not None:
@@ -108,13 +114,13 @@ def _loads(
                     f"{item.name} {item.experts_per_tok} of {item.experts}; record a trace of that model"
                 )
         return [(item, profile, "trace") for item in models]
-    chosen = MODELS if names == ["all"] else names or MODELS[:1]
+    chosen = MODELS if names is not None and "all" in names else names or MODELS[:1]
     models = [load_model(name) for name in chosen]
     return [(item, named_profile(item, one, specs), one) for item in models for one in workloads or ["mt-bench"]]
 
 
 def _machines(names: list[str] | None, hb_gb: str | None) -> list[Machine]:
-    chosen = SYSTEMS if names == ["all"] else names or ["elmoe-3d"]
+    chosen = SYSTEMS if names is not None and "all" in names else names or ["elmoe-3d"]
     found = [load_machine(name) for name in chosen]
     if hb_gb is None:
         return found
@@ -123,6 +129,18 @@ def _machines(names: list[str] | None, hb_gb: str | None) -> list[Machine]:
     except ValueError:
         raise ConfigError(f"hb-gb: cannot read {hb_gb!r}; write for example 4 or 4,8") from None
     return [machine.with_hb_gb(size) for machine in found for size in sizes]
+
+
+def _say_origins(loads: list[tuple[SimModel, Profile, str]]) -> None:
+    """On standard error: what is assumed about a model, or measured on how little."""
+    for shape, profile, named in loads:
+        if named == "trace" or profile.origin == DEFAULT_ORIGIN:
+            say(f"profile of {shape.name}: {profile.origin}", err)
+
+
+def _devices(machines: list[Machine]) -> list[str]:
+    memories = [memory for machine in machines for memory in (machine.ext, machine.hb) if memory is not None]
+    return sorted({memory.device for memory in memories})
 
 
 def _schemes(names: list[str] | None, machine: Machine) -> tuple[str, ...]:

@@ -73,6 +73,12 @@ class DramDevice(Spec):
                 raise ConfigError(f"DRAM device: {name} = {value} is not a power of two")
         if self.row_bytes < 2 * self.burst_bytes:
             raise ConfigError(f"DRAM device: a row of {self.row_bytes} B holds no two bursts of {self.burst_bytes} B")
+        peak = self.burst_bytes / (self.bl * self.clock_ns)
+        if abs(self.gb_per_s / peak - 1) > 0.01:
+            raise ConfigError(
+                f"DRAM device: gb_per_s = {self.gb_per_s:g}, but bursts of {self.burst_bytes} B every {self.bl} clocks "
+                f"are {peak:g} GB/s"
+            )
         banks = self.groups * self.banks_per_group
         if self.bursts < banks * self.columns:
             raise ConfigError(f"DRAM device: {self.capacity_gib:g} GiB hold no row for each of {banks} banks")

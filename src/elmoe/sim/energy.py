@@ -55,13 +55,13 @@ def energy(machine: Machine, spent: Cost) -> Energy:
         compute = compute + spent.near_macs * near.mac_pj
         ext = ext + spent.near_bytes * BITS * near.energy_pj_per_bit
     hb = np.zeros_like(ext)
-    comm = np.zeros_like(ext)
+    comm = spent.ext_bytes * BITS * power.transport_pj_per_bit
     watts = power.static_w
     if machine.hb is not None:
         hb = spent.hb_bytes * BITS * machine.hb.energy_pj_per_bit
         watts += power.hb_static_w_per_gb * machine.hb.capacity_gb
     if links is not None:
         aggregation = spent.link_bytes * BITS * links.aggregation_pj_per_bit
-        comm = aggregation + spent.ext_bytes * BITS * links.streamline_pj_per_bit
+        comm = comm + aggregation
     static = watts * spent.total_ns * 1e3  # W x ns = 1e3 pJ
     return Energy(*(part / PJ_PER_MJ for part in (compute, ext, hb, comm, static)))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elmoe.sim.model import MODELS, load_model
-from elmoe.sim.profile import named_profile, scheme_specs, workloads
+from elmoe.sim.profile import SchemeSpecs, named_profile, scheme_specs, workloads
 from elmoe.sim.run import Query, evaluate
 from elmoe.sim.spec import BASELINE, SYSTEMS, load_machine
 
@@ -70,9 +70,9 @@ Points = dict[tuple[str, str], Best]
 """By (model, workload)."""
 
 
-def headline(hb_gb: float, batches: tuple[int, ...] = BATCHES) -> Headline:
-    """Evaluate all systems at context 1024."""
-    found = {system: _points(system, hb_gb, batches) for system in SYSTEMS}
+def headline(hb_gb: float, batches: tuple[int, ...] = BATCHES, specs: SchemeSpecs | None = None) -> Headline:
+    """Evaluate all systems at context 1024. specs: other choices than the built-in ones."""
+    found = {system: _points(system, hb_gb, batches, specs) for system in SYSTEMS}
     ours, xpu, hb_rival = found[OURS], found[BASELINE], found[HB_RIVAL]
     prior = {key: _best_of([found[system][key] for system in PRIOR]) for key in ours}
     on_mt_bench = [xpu[key].latency_ms / ours[key].latency_ms for key in ours if key[1] == "mt-bench"]
@@ -89,14 +89,17 @@ def headline(hb_gb: float, batches: tuple[int, ...] = BATCHES) -> Headline:
     )
 
 
-def best_mode(system: str, hb_gb: float, model: str, workload: str, batches: tuple[int, ...]) -> Best:
-    """The faster of plain decoding and the system's scheme, batch by batch."""
+def best_mode(
+    system: str, hb_gb: float, model: str, workload: str, batches: tuple[int, ...], specs: SchemeSpecs | None = None
+) -> Best:
+    """The faster of plain decoding, without a draft model in the way, and the system's scheme, batch by batch."""
     machine, load = load_machine(system).with_hb_gb(hb_gb), load_model(model)
-    profile = named_profile(load, workload, scheme_specs())
-    plain = evaluate(Query(machine, load, profile, workload, machine.scheme, "ar", batches))
+    specs = specs or scheme_specs()
+    profile = named_profile(load, workload, specs)
+    plain = evaluate(Query(machine, load, profile, workload, "none", "ar", batches), specs)
     if machine.scheme == "none":
         return Best(plain.latency_ms, plain.energy_mj.total, np.zeros(len(batches), dtype=bool))
-    drafted = evaluate(Query(machine, load, profile, workload, machine.scheme, "sd", batches))
+    drafted = evaluate(Query(machine, load, profile, workload, machine.scheme, "sd", batches), specs)
     faster = drafted.latency_ms < plain.latency_ms
     return Best(
         np.where(faster, drafted.latency_ms, plain.latency_ms),
@@ -105,8 +108,10 @@ def best_mode(system: str, hb_gb: float, model: str, workload: str, batches: tup
     )
 
 
-def _points(system: str, hb_gb: float, batches: tuple[int, ...]) -> Points:
-    return {(model, name): best_mode(system, hb_gb, model, name, batches) for model in MODELS for name in workloads()}
+def _points(system: str, hb_gb: float, batches: tuple[int, ...], specs: SchemeSpecs | None) -> Points:
+    return {
+        (model, name): best_mode(system, hb_gb, model, name, batches, specs) for model in MODELS for name in workloads()
+    }
 
 
 def _best_of(rivals: list[Best]) -> Best:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from elmoe.errors import ConfigError
 from elmoe.sim.layer import ExpertWork
@@ -106,6 +107,35 @@ def draw_layer(
         scores[:, ~hits] = -np.inf
     chosen = np.argsort(-scores, axis=1, kind="stable")[:, : model.experts_per_tok]
     rows = np.bincount(chosen.ravel(), minlength=model.experts)
+    return _layer_pass(model, name, tokens, rows, hits)
+
+
+def counted_layer(model: SimModel, name: str, tokens: int, experts: int, hits: int, seed: int = 0) -> LayerPass:
+    """A pass of `PASSES` over `experts` distinct experts, `hits` of which HB holds; rows fall on them at random.
+
+    Every chosen expert has a row at least and `tokens` at most. Same arguments, same pass. ConfigError where the
+    tokens cannot choose so many experts, or so few.
+    """
+    if name not in PASSES:
+        raise ConfigError(f"unknown pass {name!r}{nearest(name, PASSES)}")
+    total = tokens * model.experts_per_tok
+    if not (0 <= hits <= experts <= model.experts and model.experts_per_tok <= experts <= total):
+        raise ConfigError(f"{tokens} tokens cannot choose {experts} of {model.experts} experts with {hits} hits")
+    rng = np.random.default_rng(seed)
+    rows = np.ones(experts, dtype=np.int64)
+    while (left := total - int(rows.sum())) > 0:
+        room = rows < tokens
+        rows[room] = np.minimum(rows[room] + rng.multinomial(left, np.full(room.sum(), 1 / room.sum())), tokens)
+    where = rng.permutation(model.experts)[:experts]
+    all_rows, held = np.zeros(model.experts, dtype=np.int64), np.zeros(model.experts, dtype=bool)
+    all_rows[where], held[where[:hits]] = rows, True
+    return _layer_pass(model, name, tokens, all_rows, held)
+
+
+def _layer_pass(
+    model: SimModel, name: str, tokens: int, rows: npt.NDArray[np.int64], hits: npt.NDArray[np.bool_]
+) -> LayerPass:
+    """Bytes and bits of a pass of `PASSES`; rows and hits by expert, [E]."""
     split = name == "verify" and not model.mxfp4_experts
     planes = split or name == "draft"
     return LayerPass(

@@ -80,14 +80,19 @@ class SimModel:
         return self.attention_params + self.mlp_params + self.head_params
 
     @property
+    def router_bytes(self) -> float:
+        """Routers stay in FP32."""
+        return self.router_params * FP32_BYTES
+
+    @property
     def dense_bytes(self) -> float:
         """What a full step reads of the dense part."""
-        return self.dense_params * BYTES_FULL + self.router_params * FP32_BYTES
+        return self.dense_params * BYTES_FULL + self.router_bytes
 
     @property
     def dense_draft_bytes(self) -> float:
         """What a draft step reads of the dense part: MSB planes, routers."""
-        return self.dense_params * BYTES_MSB + self.router_params * FP32_BYTES
+        return self.dense_params * BYTES_MSB + self.router_bytes
 
     @property
     def embedding_bytes(self) -> float:
@@ -185,6 +190,10 @@ class _Attention:
 def model_from_config(values: Mapping[str, Any], name: str) -> SimModel:
     """Sizes from the fields of a Hugging Face ``config.json``; UnsupportedModelError names what is missing."""
     config = Config(values, name)
+    if "text_config" in values and "num_hidden_layers" not in values:
+        raise UnsupportedModelError(f"{name}: the language model is nested in text_config; give that part as a file")
+    config.require("interleave_moe_layer_step", (None, 1))
+    config.require("moe_layer_freq", (None, 1))
     layers, hidden = config.integer("num_hidden_layers"), config.integer("hidden_size")
     experts = _first(config, ("num_experts", "n_routed_experts", "num_local_experts"))
     expert_hidden = _first(config, ("moe_intermediate_size", "intermediate_size"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, ClassVar
@@ -28,6 +28,9 @@ RATIO, RESIDENT, PASSES = "ratio", "resident", "passes"
 """How misses follow from a cache. ratio: Che's miss rate of single accesses, applied to the distinct experts of a pass,
 however many they are (what the paper's AR columns need). resident: the same, but no pass hits more experts than the
 cache holds. passes: Che's approximation for passes that read a set at once (physical; for measured traces)."""
+
+
+DEFAULT_ORIGIN = "none of its own: popularity and acceptance are assumed (profiles.toml, default)"
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,22 @@ class Profile:
     acceptance: Mapping[str, float]
     """By scheme; elastic may be missing: it then follows from quant and the pool."""
     pool_sharpness: float
+    origin: str = ""
+    """Where it comes from, in words."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        arrays = {"inclusion": self.inclusion.tolist(), "popularity": self.popularity.tolist()}
+        return {item.name: getattr(self, item.name) for item in fields(self)} | arrays
 
     def unique(self, batch: Floats, tokens: Floats) -> Floats:
         """Distinct experts per layer of a pass over `tokens` tokens of each of `batch` requests."""
         return unique_experts(self.inclusion, batch, tokens, self.inside_reuse)
+
+    def unique_in_pool(self, pool: Floats, experts_per_tok: int, batch: Floats, tokens: Floats) -> Floats:
+        """The same of a pass that may only use `pool` experts per layer, all of them equally."""
+        share = np.minimum(1.0, experts_per_tok / pool)[..., None]
+        return pool * unique_experts(share, batch, tokens, self.inside_reuse)
 
     def miss_rate(self, capacity: Floats, batch: Floats, tokens: Floats, rule: str) -> Floats:
         """Share of the distinct experts of a pass that are not in a cache of `capacity` experts per layer."""
@@ -175,6 +190,7 @@ def named_profile(model: SimModel, workload: str, specs: SchemeSpecs) -> Profile
         verify_hits=RESIDENT,
         acceptance={scheme: min(1.0, rate * factor) for scheme, rate in rates.items()},
         pool_sharpness=specs.tree.pool_sharpness,
+        origin="calibrated on table 3, 4 GB (profiles.toml)" if name == model.name else DEFAULT_ORIGIN,
     )
 
 
@@ -190,8 +206,10 @@ def profile_from_trace(trace: Trace, specs: SchemeSpecs) -> Profile:
         "quant": default.quant_acceptance,
     }
     elastic = level_acceptance(trace)
+    origin = f"locality measured on {trace.tokens} tokens of {trace.source}; acceptance assumed"
     if elastic is not None:
         rates["elastic"] = elastic
+        origin += ", but that of Elastic-SD measured"
     return Profile(
         name=f"trace {trace.path.name}",
         inclusion=np.minimum(1.0, shares * trace.shape.experts_per_tok),
@@ -201,6 +219,7 @@ def profile_from_trace(trace: Trace, specs: SchemeSpecs) -> Profile:
         verify_hits=PASSES,
         acceptance=rates,
         pool_sharpness=specs.tree.pool_sharpness,
+        origin=origin,
     )
 
 

@@ -55,7 +55,8 @@ class Query:
                 if value < 1:
                     raise ConfigError(f"{name} must be at least 1, not {value}")
                 if value > most:
-                    raise ConfigError(f"{name} {value} is beyond {most}, the most for {self.model.name}")
+                    whose = "the simulator" if name == "batch" else self.model.name
+                    raise ConfigError(f"{name} {value} is beyond {most}, the most for {whose}")
 
     @property
     def points(self) -> tuple[Floats, Floats]:

@@ -179,7 +179,7 @@ def _draft(scenario: Scenario, tokens: Floats) -> tuple[Operator, ...]:
     rows = scenario.batch * tokens
     if scenario.scheme == "elastic":
         pool = _draft_pool(scenario)
-        unique = np.minimum(pool, scenario.profile.unique(scenario.batch, tokens))
+        unique = scenario.profile.unique_in_pool(pool, model.experts_per_tok, scenario.batch, tokens)
         # The pool is never below k experts: what HB lacks of them is read outside.
         hits = np.minimum(unique, places.draft_experts)
     else:
@@ -199,9 +199,22 @@ def _draft(scenario: Scenario, tokens: Floats) -> tuple[Operator, ...]:
         hb_bits=4,
         miss_bits=4,
     )
-    dense = _weights("dense", model.dense_draft_bytes, model.dense_params, places.in_hb, rows, 4, model)
     attention = _attention("attention", model, scenario, tokens)
-    return dense, attention, Experts("experts", work, model.moe_layers)
+    return _draft_dense(scenario, rows), attention, Experts("experts", work, model.moe_layers)
+
+
+def _draft_dense(scenario: Scenario, rows: Floats) -> Dense:
+    """Elastic: the MSB planes of the target. Quant: its own copy, or the target where that is of 4 bits already."""
+    model, places = scenario.model, scenario.places
+    if scenario.scheme == "elastic":
+        return _weights("dense", model.dense_draft_bytes, model.dense_params, places.in_hb, rows, 4, model)
+    if not places.draft.weight_bytes:
+        return _weights("dense", model.dense_bytes, model.dense_params, places.in_hb, rows, 8, model)
+    router = np.full_like(rows, model.router_bytes)  # the target's own: it has no copy
+    hb_bytes = places.draft_hb + (router if places.in_hb else 0.0)
+    ext_bytes = places.draft_ext + (0.0 if places.in_hb else router)
+    macs = rows * model.dense_params
+    return Dense("dense", hb_bytes, ext_bytes, rows, macs, 4, exchanges=model.layers, hidden=model.hidden)
 
 
 def _separate_draft(scenario: Scenario, tokens: Floats) -> tuple[Operator, ...]:

@@ -81,7 +81,6 @@ class Links(Spec):
     """External weights to the weight memories of all PEs (broadcast)."""
     aggregation_gb_per_s: float = quantity("GB/s", above=0)
     """Per PE: activations and partial sums between PEs."""
-    streamline_pj_per_bit: float = quantity("pJ/bit", minimum=0)
     aggregation_pj_per_bit: float = quantity("pJ/bit", minimum=0)
 
 
@@ -113,6 +112,8 @@ class Power(Spec):
     mac_w8_pj: float = quantity("pJ", above=0)
     """One 8-bit x 8-bit multiply-accumulate, with its share of registers, adder tree and local memory."""
     mac_w4_pj: float = quantity("pJ", above=0)
+    transport_pj_per_bit: float = quantity("pJ/bit", minimum=0)
+    """External bits from the memory interface to the PEs."""
     static_w: float = quantity("W", minimum=0)
     """Leakage and clock of the logic die and standby of the memories."""
     hb_static_w_per_gb: float = quantity("W/GB", minimum=0)
@@ -151,7 +152,7 @@ class Machine:
         Machines without HB get the same PEs, so that compute is equal in every comparison. Raises ConfigError where
         the capacity is no whole number of banks.
         """
-        share = PE_SHARE_GB
+        share = PE_SHARE_GB if self.hb is None else self.hb.capacity_gb / self.compute.pes
         count = hb_gb / share
         if not (0 < count <= MAX_PES and count == int(count)):
             raise ConfigError(

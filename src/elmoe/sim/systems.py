@@ -12,8 +12,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from elmoe.sim.dataflow import ACTIVATION_BYTES
 from elmoe.sim.efficiency import efficiency
-from elmoe.sim.layer import ACTIVATION_BYTES, Resources, expert_resources, layer_ns
+from elmoe.sim.layer import Resources, expert_resources, layer_ns
 from elmoe.sim.schemes import Dense, Experts, Operator
 from elmoe.sim.spec import Machine, Memory, NearMemory
 
@@ -63,9 +64,12 @@ class Bandwidth:
 
 
 def effective_bandwidth(machine: Machine) -> Bandwidth:
-    """From the DRAM model's efficiency table."""
+    """From the DRAM model's efficiency table; EXT no faster than the streamline that carries it to the PEs."""
     hb = _effective(machine.hb) if machine.hb is not None else 1.0
-    return Bandwidth(_effective(machine.ext), hb)
+    ext = _effective(machine.ext)
+    if machine.links is not None:
+        ext = min(ext, machine.links.streamline_gb_per_s)
+    return Bandwidth(ext, hb)
 
 
 def _effective(memory: Memory) -> float:

@@ -187,6 +187,7 @@ def test_processes_of_multiprocessing(model: Checkpoint, method: str) -> None:
 # --- interrupts ---
 
 GENERATE = """
+import signal
 import sys
 from elmoe.backend.cpu.backend import CpuBackend
 from elmoe.cli.main import main
@@ -197,6 +198,7 @@ def announced(*arguments):
     return forward(*arguments)
 
 CpuBackend.forward = announced
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would inherit that it is ignored
 sys.argv[1:] = ["run", "tiny", "--backend", "cpu", "--max-tokens", "400", "--ignore-eos", "--raw", *["-p", "Once"] * 40]
 main()
 """

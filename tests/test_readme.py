@@ -1,4 +1,4 @@
-"""The README's commands and its Python, run as they stand there, on the embedded model."""
+"""The commands of the README and of docs/simulator.md, and the README's Python, run as they stand there."""
 
 import re
 import shlex
@@ -12,6 +12,10 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\.venv/bin/elmoe (.+?)(?:\s+#.*)?$", README, re.MULTILINE)
 CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+SIMULATOR = (ROOT / "docs" / "simulator.md").read_text(encoding="utf-8")
+SIMULATIONS = re.findall(r"^elmoe (.+?)(?:\s+#.*)?$", SIMULATOR, re.MULTILINE)
+OWN_MACHINE = re.findall(r"```toml\n(.*?)```", SIMULATOR, re.DOTALL)
 
 
 @pytest.fixture
@@ -40,3 +44,15 @@ def test_python(code, workplace, capsys):
 def test_there_is_something_to_run():
     assert len(COMMANDS) >= 5
     assert CODE
+
+
+@pytest.mark.parametrize("command", SIMULATIONS)
+def test_simulations(command, workplace, capsys):
+    Path("my_machine.toml").write_text(OWN_MACHINE[0], encoding="utf-8")
+    Path("path/to").mkdir(parents=True)
+    Path("path/to/config.json").symlink_to(ROOT / "src/elmoe/sim/specs/models/glm-4.7-flash.json")
+    header, *rows = (ROOT / "tests" / "sim" / "dram_reference.csv").read_text(encoding="utf-8").splitlines()
+    Path("cases.csv").write_text("\n".join([header, *rows[-2:]]), encoding="utf-8")
+    if "--trace run.parquet" in command:
+        assert cli._exit_code(shlex.split("trace tiny -p Hello -o run.parquet --max-tokens 8 --mode sd")) == 0
+    assert cli._exit_code(shlex.split(command)) == 0, capsys.readouterr().err

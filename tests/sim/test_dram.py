@@ -152,7 +152,7 @@ def test_neighbours(mapping: str, lanes: list[int]) -> None:
     [
         ("bgint", {4 * 64: "bank", 4 * 64 * 4: "rank", 4 * 64 * 4 * 2: "row"}),
         ("bgint64", {2: "lane", 4 * 64: "bank", 4 * 64 * 4: "rank", 4 * 64 * 4 * 2: "row"}),
-        ("page", {64: "lane", 64 * 4: "bank", 64 * 4 * 4: "rank", 64 * 4 * 4 * 2: "row"}),
+        ("page", {64: "rank", 64 * 2: "lane", 64 * 2 * 4: "bank", 64 * 2 * 4 * 4: "row"}),
         ("RoBaRaCoCh", {64: "rank", 64 * 2: "lane", 64 * 2 * 4: "bank", 64 * 2 * 4 * 4: "row"}),
     ],
 )

@@ -26,11 +26,12 @@ REFRESHES = ("none", "ab", "pb")
 MAPPINGS: dict[str, tuple[str, ...]] = {
     "bgint": ("group", "column", "bank"),
     "bgint64": ("pair", "group", "column", "bank"),
-    "page": ("column", "group", "bank"),
+    "page": ("column", "rank", "group", "bank"),
     "RoBaRaCoCh": ("column", "rank", "group", "bank"),
 }
 """Fields of a burst's address above the channel, least significant first; then the rank, where it is not named, and the
-row. `pair` is the lowest bit of the column, so that 64 B stay in a bank group of an LPDDR5 channel."""
+row. `page` is Ramulator's RoBaRaCoCh by another name. `pair` is the lowest bit of the column, so that 64 B stay in a
+bank group of an LPDDR5 channel."""
 MAX_QUEUE = MAX_RANKS = MAX_CHANNELS = 1024
 MAX_CLOCKS = 100_000
 """Of any timing and of the gap between requests; longer ones are mistakes, and would simulate for hours."""

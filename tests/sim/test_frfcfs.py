@@ -360,12 +360,12 @@ def schedule(log: Iterable[Command], kind: int) -> list[int]:
 
 
 def test_schedules_by_hand() -> None:
-    """LPDDR5: rcd 15, ras 34, rp 15, rc 49, rtp 9, rrd 4, faw 16, ccd_l 4, bl 2."""
+    """LPDDR5: rcd 15, ras 34, rp 15, rc 49, rtp 8, rrd 4, faw 16, ccd_l 4, bl 2."""
     two_rows = served([(0, 0), (0, 1)], LPDDR5).log
     assert two_rows == [(0, 0, 0), (15, 2, 0), (34, 1, 0), (49, 0, 0), (64, 2, 0)]
     late_read = served([(0, 0), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0), (0, 1)], LPDDR5).log
-    assert schedule(late_read, READ) == [15, 19, 23, 27, 31, 35, 74]
-    assert schedule(late_read, PRECHARGE) == [35 + 9]
+    assert schedule(late_read, READ) == [15, 19, 23, 27, 31, 35, 73]
+    assert schedule(late_read, PRECHARGE) == [35 + 8]
     five_banks = served([(4 * i % 16 + i // 4, 0) for i in range(5)], LPDDR5._replace(faw=30)).log
     assert schedule(five_banks, ACTIVATE) == [0, 4, 8, 12, 30]
     groups = served([(0, 0), (1, 0), (4, 0)], LPDDR5._replace(rrd=1)).log
@@ -397,6 +397,14 @@ def test_second_commands_of_one_bank_do_not_pile_up() -> None:
 
 
 # --- who goes first ---
+
+
+def test_ranks_are_refreshed_one_after_another() -> None:
+    """Both are due at the same clock: the second precharges only when the first has been refreshed."""
+    reads = [(16 * (i % 2), 0) for i in range(400)]
+    log = served(reads, LPDDR5._replace(refi=300, rfc_ab=50), sizes=(2, 4, 4), refresh=ALL_BANK).log
+    kinds = [(command.kind, command.bank // 16) for command in log if command.kind in (PRECHARGE, REFRESH)]
+    assert kinds[:4] == [(PRECHARGE, 0), (REFRESH, 0), (PRECHARGE, 1), (REFRESH, 1)]
 
 
 def test_row_hits_first_and_a_precharge_waits_for_them() -> None:

@@ -215,38 +215,43 @@ def _refresh(
     refresh: int,
     clock: int,
 ) -> tuple[bool, int, int]:
-    """(a refresh waits, command, bank): the precharge or refresh that is due, carried out if it can be."""
+    """(a refresh waits, command, bank): the precharge or refresh that is due, carried out if it can be.
+
+    Ranks are refreshed one after another, the one that waits for most first: the controller's queue of refreshes is
+    first come, first served.
+    """
     per_rank = sizes[1] * sizes[2]
-    held = False
+    longest = 0
     for r in range(sizes[0]):
         while clock >= state.next_due[r]:
             state.due[r] += 1
             state.next_due[r] += timing.refi if refresh == ALL_BANK else timing.refi_pb
-        if state.due[r] == 0:
-            continue
-        held = True
-        first = r * per_rank if refresh == ALL_BANK else r * per_rank + state.next_bank[r]
-        last = (r + 1) * per_rank if refresh == ALL_BANK else first + 1
-        is_open, closable, idle = False, True, True
+        if state.due[r] > state.due[longest]:
+            longest = r
+    if state.due[longest] == 0:
+        return False, NONE, NONE
+    first = longest * per_rank if refresh == ALL_BANK else longest * per_rank + state.next_bank[longest]
+    last = (longest + 1) * per_rank if refresh == ALL_BANK else first + 1
+    is_open, closable, idle = False, True, True
+    for b in range(first, last):
+        if state.open_row[b] != NONE:
+            is_open = True
+            closable = closable and clock >= state.may_precharge[b]
+            for k in range(active):
+                closable = closable and requests.bank[opened[k]] != b
+        idle = idle and clock >= state.may_activate[b]
+    if is_open and closable:
         for b in range(first, last):
             if state.open_row[b] != NONE:
-                is_open = True
-                closable = closable and clock >= state.may_precharge[b]
-                for k in range(active):
-                    closable = closable and requests.bank[opened[k]] != b
-            idle = idle and clock >= state.may_activate[b]
-        if is_open and closable:
-            for b in range(first, last):
-                if state.open_row[b] != NONE:
-                    _precharge(state, b, timing, clock)
-            return True, PRECHARGE, first
-        if not is_open and idle:
-            for b in range(first, last):
-                state.may_activate[b] = clock + (timing.rfc_ab if refresh == ALL_BANK else timing.rfc_pb)
-            state.due[r] -= 1
-            state.next_bank[r] = (state.next_bank[r] + 1) % per_rank
-            return True, REFRESH, first
-    return held, NONE, NONE
+                _precharge(state, b, timing, clock)
+        return True, PRECHARGE, first
+    if not is_open and idle:
+        for b in range(first, last):
+            state.may_activate[b] = clock + (timing.rfc_ab if refresh == ALL_BANK else timing.rfc_pb)
+        state.due[longest] -= 1
+        state.next_bank[longest] = (state.next_bank[longest] + 1) % per_rank
+        return True, REFRESH, first
+    return True, NONE, NONE
 
 
 @njit(cache=True)

@@ -67,7 +67,7 @@ def test_components_sum_and_scale(system: str, amounts: tuple[float, ...], token
     assert min(parts) >= 0
     assert found.total[0] == pytest.approx(sum(parts))
     assert energy(load_machine(system), cost.times(3)).total[0] == pytest.approx(3 * found.total[0])
-    each = (found / np.array([tokens])).at(0)
+    each = {name: values[0] for name, values in (found / np.array([tokens])).columns().items()}
     assert each["total"] == pytest.approx(found.total[0] / tokens)
     assert each["total"] == pytest.approx(sum(each[item.name] for item in fields(Energy)))
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elmoe.sim.cycle import simulate_layer
-from elmoe.sim.layer import ExpertWork, Resources, expert_resources, layer_ns, tile_cycles
+from elmoe.sim.dataflow import tile_cycles
+from elmoe.sim.layer import ExpertWork, Resources, expert_resources, layer_ns
 from elmoe.sim.layer_pass import draw_layer
 from elmoe.sim.model import BYTES_FULL, BYTES_LSB, BYTES_MSB, load_model
 from elmoe.sim.spec import load_machine

@@ -79,7 +79,7 @@ def test_qwen3_on_4_gb_by_hand() -> None:
     assert places.whole_experts[0] == pytest.approx(left / 48 / (3 * 2048 * 768 * 34 / 32))
     assert places.draft_experts[0] == pytest.approx(left / 48 / (3 * 2048 * 768 * 18 / 32))
     assert places.ext[0] == 48 * 128 * 3 * 2048 * 768 * 34 / 32
-    found = places.as_dict(0)
+    found = {name: values[0] for name, values in places.columns().items()}
     assert found["hb_kv"] == 4 * 96 * 2**20
     assert found["hb_dense"] + found["hb_kv"] + found["hb_draft"] + found["hb_experts"] == pytest.approx(4e9)
     assert found["ext_kv"] == found["ext_draft"] == 0
@@ -98,7 +98,7 @@ def test_machines_without_hb_keep_everything_outside() -> None:
     assert not places.in_hb
     assert places.kv_hb.sum() + places.draft_hb.sum() + places.pool_hb.sum() + places.whole_experts.sum() == 0
     np.testing.assert_allclose(places.ext, model.total_bytes + 2 * model.kv_bytes(CONTEXTS))
-    assert places.as_dict(0)["hb_dense"] == 0
+    assert places.columns()["hb_dense"][0] == 0
 
 
 def test_the_embedding_may_stay_outside() -> None:

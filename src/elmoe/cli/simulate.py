@@ -14,12 +14,21 @@ from elmoe.errors import ConfigError
 from elmoe.sim.dram import load_device
 from elmoe.sim.model import MODELS, SimModel, load_model, model_from_shape
 from elmoe.sim.play_layer import play_layer
-from elmoe.sim.profile import DEFAULT_ORIGIN, Profile, named_profile, profile_from_trace, scheme_specs, specs_for_trace
+from elmoe.sim.profile import (
+    DEFAULT_ORIGIN,
+    Profile,
+    SchemeSpecs,
+    named_profile,
+    profile_from_trace,
+    scheme_specs,
+    specs_for_trace,
+)
+from elmoe.sim.quantity import as_table
 from elmoe.sim.run import Query, rows
 from elmoe.sim.spec import SCHEMES, SYSTEMS, Machine, load_machine
 from elmoe.sim.timeline import write_timeline
 from elmoe.sim.write_rows import write_rows
-from elmoe.trace.parquet import read_trace
+from elmoe.trace.parquet import Trace, read_trace
 
 SETTINGS = ("model", "system", "scheme", "HB GB", "batch", "context", "workload")
 COLUMNS = (*SETTINGS, "alpha", "ms/token", "vs xpu", "mJ/token", "waits for")
@@ -60,8 +69,9 @@ def simulate(
     json: Json = False,
 ) -> None:
     """Predict latency, energy per token and bottleneck of an accelerator on a model."""
-    specs = scheme_specs() if trace is None else specs_for_trace(read_trace(trace), scheme_specs())
-    loads = _loads(model, workload, trace)
+    recorded = None if trace is None else read_trace(trace)
+    specs = scheme_specs() if recorded is None else specs_for_trace(recorded, scheme_specs())
+    loads = _loads(model, workload, recorded, specs)
     machines = _machines(system, hb_gb)
     batches, contexts = tuple(parse_integers(batch, "batch")), tuple(parse_integers(context, "context"))
     queries = []
@@ -73,12 +83,15 @@ def simulate(
             queries.append(Query(machine, shape, profile, named, wanted, way, batches, contexts, acceptance))
     found = rows(queries, specs)
     _say_origins(loads)
+    devices = {name for machine in machines for name in machine.devices}
     config = {
-        "machines": [_plain(machine) for machine in machines],
+        "machines": [
+            {"system": machine.name, "hb_gb": machine.hb_equivalent_gb, **machine.as_tables()} for machine in machines
+        ],
         "models": {shape.name: asdict(shape) for shape, _, _ in loads},
         "profiles": [{"model": shape.name, "workload": named, **profile.as_dict()} for shape, profile, named in loads],
-        "dram": {name: _numbers(load_device(name).quantities) for name in _devices(machines)},
-        "schemes": {name: _numbers(getattr(specs, name).quantities) for name in ("tree", "eagle", "slm", "placement")},
+        "dram": {name: as_table(load_device(name).quantities) for name in sorted(devices)},
+        "schemes": specs.as_tables(),
     }
     if output is not None:
         write_rows(output, found, config)
@@ -97,21 +110,19 @@ def simulate(
 
 
 def _loads(
-    names: list[str] | None, workloads: list[str] | None, trace: Path | None
+    names: list[str] | None, workloads: list[str] | None, recorded: Trace | None, specs: SchemeSpecs
 ) -> list[tuple[SimModel, Profile, str]]:
     """(model, profile, workload) of everything asked for."""
-    specs = scheme_specs()
-    if trace is not None:
+    if recorded is not None:
         if workloads:
             raise ConfigError("give --workload or --trace, not both: a trace brings its own locality")
-        recorded = read_trace(trace)
         profile = profile_from_trace(recorded, specs)
         models = [load_model(name) for name in names] if names else [model_from_shape(recorded.shape, recorded.source)]
         for item in models:
             if (item.experts, item.experts_per_tok) != (recorded.shape.experts, recorded.shape.experts_per_tok):
                 raise ConfigError(
-                    f"{trace} has {recorded.shape.experts_per_tok} of {recorded.shape.experts} experts per token, "
-                    f"{item.name} {item.experts_per_tok} of {item.experts}; record a trace of that model"
+                    f"{recorded.path} has {recorded.shape.experts_per_tok} of {recorded.shape.experts} experts per "
+                    f"token, {item.name} {item.experts_per_tok} of {item.experts}; record a trace of that model"
                 )
         return [(item, profile, "trace") for item in models]
     chosen = MODELS if names is not None and "all" in names else names or MODELS[:1]
@@ -138,25 +149,10 @@ def _say_origins(loads: list[tuple[SimModel, Profile, str]]) -> None:
             say(f"profile of {shape.name}: {profile.origin}", err)
 
 
-def _devices(machines: list[Machine]) -> list[str]:
-    memories = [memory for machine in machines for memory in (machine.ext, machine.hb) if memory is not None]
-    return sorted({memory.device for memory in memories})
-
-
 def _schemes(names: list[str] | None, machine: Machine) -> tuple[str, ...]:
     if names == ["all"]:
         return SCHEMES
     return tuple(names) if names else (machine.scheme,)
-
-
-def _plain(machine: Machine) -> dict[str, Any]:
-    """Its numbers; `system` and `hb_gb` are as in the rows."""
-    numbers = {name: _numbers(found) for name, found in machine.quantities().items()}
-    return {"system": machine.name, "hb_gb": machine.hb_equivalent_gb, **numbers}
-
-
-def _numbers(quantities: Any) -> dict[str, Any]:
-    return {name: asdict(entry) | {"status": entry.status.value} for name, entry in quantities.items()}
 
 
 def _show(found: list[dict[str, Any]]) -> None:

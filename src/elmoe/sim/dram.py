@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +40,6 @@ MAX_CLOCKS = 100_000
 @dataclass(frozen=True)
 class DramDevice(Spec):
     """One channel of one rank; timings in clocks, names as in JEDEC standards without the leading t."""
-
-    WHAT: ClassVar[str] = "DRAM device"
 
     clock_ns: float = quantity("ns", above=0)
     gb_per_s: float = quantity("GB/s", above=0)

@@ -40,10 +40,9 @@ class Energy:
             self.compute / tokens, self.ext / tokens, self.hb / tokens, self.comm / tokens, self.static / tokens
         )
 
-    def at(self, index: int) -> dict[str, float]:
-        """One point, for JSON."""
-        names = ("compute", "ext", "hb", "comm", "static", "total")
-        return {name: float(getattr(self, name)[index]) for name in names}
+    def columns(self) -> dict[str, Floats]:
+        """Components and their sum by name."""
+        return {name: getattr(self, name) for name in ("compute", "ext", "hb", "comm", "static", "total")}
 
 
 def energy(machine: Machine, spent: Cost) -> Energy:

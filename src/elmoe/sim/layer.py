@@ -14,10 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from elmoe.sim.dataflow import ACTIVATION_BYTES, DOWN, GATE_UP, PSUM_BYTES, Dataflow, tile_cycles
+from elmoe.sim.dataflow import DOWN, GATE_UP, Dataflow
 from elmoe.sim.spec import Machine
-
-__all__ = ["ACTIVATION_BYTES", "PSUM_BYTES", "ExpertWork", "Resources", "expert_resources", "layer_ns", "tile_cycles"]
 
 Floats = npt.NDArray[np.float64]
 

@@ -56,9 +56,9 @@ class MemoryMap:
     ext: Floats
     """All bytes in EXT."""
 
-    def as_dict(self, index: int) -> dict[str, float]:
-        """One point, in bytes, for JSON."""
-        arrays = {
+    def columns(self) -> dict[str, Floats]:
+        """Bytes by place."""
+        return {
             "hb_dense": np.full_like(self.ext, self.dense if self.in_hb else 0.0),
             "hb_kv": self.kv_hb,
             "hb_draft": self.draft_hb,
@@ -67,7 +67,6 @@ class MemoryMap:
             "ext_draft": self.draft_ext,
             "ext_total": self.ext,
         }
-        return {name: float(value[index]) for name, value in arrays.items()}
 
 
 def draft_of(model: SimModel, scheme: str, specs: SchemeSpecs) -> Draft:

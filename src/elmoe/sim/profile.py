@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from elmoe.errors import ConfigError, TraceError
 from elmoe.sim.locality import hot_coverage, lru_hit_rate, lru_miss_rate, measure, power_law, unique_experts
 from elmoe.sim.model import SimModel
-from elmoe.sim.quantity import Spec, nearest, quantity
+from elmoe.sim.quantity import Spec, as_table, nearest, quantity
 from elmoe.trace.parquet import Trace
 from elmoe.trace.schema import PassKind
 
@@ -37,8 +37,6 @@ DEFAULT_ORIGIN = "none of its own: popularity and acceptance are assumed (profil
 class Tree(Spec):
     """The draft tree and what goes with it."""
 
-    WHAT: ClassVar[str] = "tree"
-
     width: int = quantity("1", above=0)
     """Tokens per sequence in each draft pass but the first."""
     depth: int = quantity("1", above=0)
@@ -53,8 +51,6 @@ class Tree(Spec):
 class EagleSpec(Spec):
     """An EAGLE-3 head: feature fusion, one transformer layer with doubled attention input, an own output head."""
 
-    WHAT: ClassVar[str] = "eagle"
-
     kv_layers: int = quantity("1", above=0)
     vocabulary: str = quantity("name", choices=("target", "32k"))
     bytes_per_weight: float = quantity("B", above=0)
@@ -63,8 +59,6 @@ class EagleSpec(Spec):
 @dataclass(frozen=True)
 class SlmSpec(Spec):
     """A separate small dense model."""
-
-    WHAT: ClassVar[str] = "slm"
 
     parameters: int = quantity("1", above=0)
     kv_elements: int = quantity("1", above=0)
@@ -75,8 +69,6 @@ class SlmSpec(Spec):
 @dataclass(frozen=True)
 class Placement(Spec):
     """Choices of placement and accounting."""
-
-    WHAT: ClassVar[str] = "placement"
 
     embedding: str = quantity("name", choices=("hb", "ext"))
     decode_hits: str = quantity("name", choices=(RATIO, RESIDENT))
@@ -91,17 +83,24 @@ class SchemeSpecs:
     slm: SlmSpec
     placement: Placement
 
+    def as_tables(self) -> dict[str, dict[str, Any]]:
+        """Every number with unit, source and status, as plain values for JSON."""
+        return {item.name: as_table(getattr(self, item.name).quantities) for item in fields(self)}
+
 
 @dataclass(frozen=True)
 class Acceptance(Spec):
     """One model's entry of ``specs/profiles.toml``."""
 
-    WHAT: ClassVar[str] = "profile"
-
     popularity_exponent: float = quantity("1", minimum=0)
     eagle_acceptance: float = quantity("1", minimum=0)
     slm_acceptance: float = quantity("1", minimum=0)
     quant_acceptance: float = quantity("1", minimum=0)
+
+    def rates(self, factor: float = 1.0) -> dict[str, float]:
+        """By scheme, on a workload that accepts `factor` times as much."""
+        quoted = {"eagle": self.eagle_acceptance, "slm": self.slm_acceptance, "quant": self.quant_acceptance}
+        return {scheme: min(1.0, rate * factor) for scheme, rate in quoted.items()}
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,6 @@ def named_profile(model: SimModel, workload: str, specs: SchemeSpecs) -> Profile
     tables = _toml("profiles.toml")["models"]
     name = model.name if model.name in tables else "default"
     entry = Acceptance.from_table(tables[name], f"profiles.toml: {name}")
-    factor = workloads()[workload]
-    rates = {"eagle": entry.eagle_acceptance, "slm": entry.slm_acceptance, "quant": entry.quant_acceptance}
     return Profile(
         name=f"{name}/{workload}",
         inclusion=np.full(model.experts, model.experts_per_tok / model.experts),
@@ -188,7 +185,7 @@ def named_profile(model: SimModel, workload: str, specs: SchemeSpecs) -> Profile
         inside_reuse=specs.tree.inside_reuse,
         decode_hits=specs.placement.decode_hits,
         verify_hits=RESIDENT,
-        acceptance={scheme: min(1.0, rate * factor) for scheme, rate in rates.items()},
+        acceptance=entry.rates(workloads()[workload]),
         pool_sharpness=specs.tree.pool_sharpness,
         origin="calibrated on table 3, 4 GB (profiles.toml)" if name == model.name else DEFAULT_ORIGIN,
     )
@@ -200,11 +197,7 @@ def profile_from_trace(trace: Trace, specs: SchemeSpecs) -> Profile:
     counts = np.sort(found.counts, axis=-1)[:, ::-1].mean(axis=0)
     shares = counts / counts.sum()
     default = Acceptance.from_table(_toml("profiles.toml")["models"]["default"], "profiles.toml: default")
-    rates = {
-        "eagle": default.eagle_acceptance,
-        "slm": default.slm_acceptance,
-        "quant": default.quant_acceptance,
-    }
+    rates = default.rates()
     elastic = level_acceptance(trace)
     origin = f"locality measured on {trace.tokens} tokens of {trace.source}; acceptance assumed"
     if elastic is not None:

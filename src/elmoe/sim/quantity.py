@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from enum import Enum
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self
 
 from elmoe.errors import ConfigError
 
@@ -45,8 +45,11 @@ class Quantity:
     source: str
     status: Status
 
+    def as_dict(self) -> dict[str, float | int | str]:
+        """The entry as a file has it."""
+        return {"value": self.value, "unit": self.unit, "source": self.source, "status": self.status.value}
 
-T = TypeVar("T", bound="Spec")
+
 ENTRY = ("value", "unit", "source", "status")
 UNIT, MINIMUM, ABOVE, MAXIMUM, CHOICES = "unit", "minimum", "above", "maximum", "choices"
 LARGEST, SMALLEST = 1e15, 1e-15
@@ -71,8 +74,6 @@ def quantity(
 class Spec:
     """Base of the dataclasses that TOML tables become. `quantities` keeps unit, source and status of every field."""
 
-    WHAT: ClassVar[str] = "specification"
-
     quantities: Mapping[str, Quantity] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
 
     @classmethod
@@ -93,6 +94,11 @@ class Spec:
             for name, entry in self.quantities.items()
         }
         return replace(self, **values, quantities=entries)
+
+
+def as_table(quantities: Mapping[str, Quantity]) -> dict[str, dict[str, float | int | str]]:
+    """Quantities as a table of a file has them: plain values, for JSON or to be read again."""
+    return {name: entry.as_dict() for name, entry in quantities.items()}
 
 
 def refuse_unknown(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:

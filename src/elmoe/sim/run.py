@@ -6,8 +6,10 @@ bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -95,9 +97,7 @@ def evaluate(query: Query, specs: SchemeSpecs | None = None) -> Outcome:
     bandwidth = effective_bandwidth(query.machine)
     reach = _near_reach(query.machine, places)
     costs = tuple((phase, _phase_cost(query.machine, bandwidth, phase, reach)) for phase in work.phases)
-    total = costs[0][1]
-    for _, spent in costs[1:]:
-        total = total + spent
+    total = _sum(spent for _, spent in costs)
     emitted = 1.0 + work.accepted_length
     return Outcome(
         query=query,
@@ -150,15 +150,42 @@ def _near_reach(machine: Machine, places: MemoryMap) -> Floats:
 
 
 def _phase_cost(machine: Machine, bandwidth: Bandwidth, phase: Phase, reach: Floats) -> Cost:
-    spent = cost(machine, bandwidth, phase.operators[0], reach)
-    for operator in phase.operators[1:]:
-        spent = spent + cost(machine, bandwidth, operator, reach)
-    return spent.times(phase.count)
+    return _sum(cost(machine, bandwidth, operator, reach) for operator in phase.operators).times(phase.count)
+
+
+def _sum(costs: Iterable[Cost]) -> Cost:
+    return reduce(add, costs)
+
+
+def result_columns(outcome: Outcome) -> dict[str, Any]:
+    """What comes out for every point, as arrays [N], nested and in the order of a row.
+
+    NaN where there is nothing to say: acceptance without drafts, and the speedup, which needs a baseline.
+    """
+    query, (batch, _) = outcome.query, outcome.query.points
+    absent = np.full(len(batch), np.nan)
+    speculative = query.mode == "sd"
+    return {
+        "acceptance_rate": outcome.step.acceptance_rate if speculative else absent,
+        "mean_accepted_length": outcome.step.accepted_length if speculative else absent,
+        "latency_ms_per_token": outcome.latency_ms,
+        "tokens_per_s": batch / outcome.latency_ms * 1e3,
+        "speedup_vs_xpu": absent,
+        "energy_mj_per_token": outcome.energy_mj.columns(),
+        "bottleneck": _bottleneck(outcome.total),
+        "phases": _phases(outcome),
+        "unique_experts": outcome.step.unique_experts,
+        "miss_rate": outcome.step.miss_rate,
+        "memory_bytes": outcome.places.columns(),
+        "cached_experts_per_layer": outcome.places.whole_experts,
+        "pool_experts_per_layer": outcome.places.draft_experts,
+    }
 
 
 def _rows(outcome: Outcome, xpu_ms: Floats) -> list[dict[str, Any]]:
-    query, batch, context = outcome.query, *outcome.query.points
-    speculative = query.mode == "sd"
+    query, (batch, context) = outcome.query, outcome.query.points
+    columns = result_columns(outcome) | {"speedup_vs_xpu": xpu_ms / outcome.latency_ms}
+    undrafted = {} if query.mode == "sd" else dict.fromkeys(("acceptance_rate", "mean_accepted_length"))
     return [
         {
             "model": query.model.name,
@@ -169,43 +196,41 @@ def _rows(outcome: Outcome, xpu_ms: Floats) -> list[dict[str, Any]]:
             "batch": int(batch[i]),
             "context": int(context[i]),
             "workload": query.workload,
-            "acceptance_rate": float(outcome.step.acceptance_rate[i]) if speculative else None,
-            "mean_accepted_length": float(outcome.step.accepted_length[i]) if speculative else None,
-            "latency_ms_per_token": float(outcome.latency_ms[i]),
-            "tokens_per_s": float(batch[i] / outcome.latency_ms[i] * 1e3),
-            "speedup_vs_xpu": float(xpu_ms[i] / outcome.latency_ms[i]),
-            "energy_mj_per_token": outcome.energy_mj.at(i),
-            "bottleneck": BOUNDS[int(outcome.total.bound_ns[i].argmax())],
-            "phases": _phases(outcome, i),
-            "unique_experts": float(outcome.step.unique_experts[i]),
-            "miss_rate": float(outcome.step.miss_rate[i]),
-            "memory_bytes": outcome.places.as_dict(i),
-            "cached_experts_per_layer": float(outcome.places.whole_experts[i]),
-            "pool_experts_per_layer": float(outcome.places.draft_experts[i]),
+            **_point(columns, i),
+            **undrafted,
         }
         for i in range(len(batch))
     ]
 
 
-def _phases(outcome: Outcome, index: int) -> dict[str, Any]:
+def _point(columns: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """One point of nested columns, as plain values for JSON."""
+    return {
+        name: _point(column, index) if isinstance(column, Mapping) else column[index].item()
+        for name, column in columns.items()
+    }
+
+
+def _bottleneck(spent: Cost) -> npt.NDArray[np.str_]:
+    return np.array(BOUNDS)[spent.bound_ns.argmax(axis=-1)]
+
+
+def _phases(outcome: Outcome) -> dict[str, Any]:
     """Phases of the same name added up: milliseconds per step, and which resource they wait for."""
     made: dict[str, Any] = {}
     for name in dict.fromkeys(phase.name for phase, _ in outcome.phase_costs):
         parts = [(phase, spent) for phase, spent in outcome.phase_costs if phase.name == name]
-        spent = parts[0][1]
-        for _, more in parts[1:]:
-            spent = spent + more
-        bound = spent.bound_ns[index]
+        spent = _sum(each for _, each in parts)
         made[name] = {
-            "count": sum(phase.count for phase, _ in parts),
-            "ms": float(spent.total_ns[index]) * 1e-6,
-            "bottleneck": BOUNDS[int(bound.argmax())],
-            "bound_ms": {key: float(value) * 1e-6 for key, value in zip(BOUNDS, bound, strict=True)},
-            "busy_ms": {key: float(getattr(spent, f"{key}_ns")[index]) * 1e-6 for key in BOUNDS},
-            "ext_bytes": float(spent.ext_bytes[index]),
-            "hb_bytes": float(spent.hb_bytes[index]),
-            "link_bytes": float(spent.link_bytes[index]),
-            "near_bytes": float(spent.near_bytes[index]),
-            "macs": float((spent.macs_w8 + spent.macs_w4 + spent.near_macs)[index]),
+            "count": np.full(len(spent.total_ns), sum(phase.count for phase, _ in parts)),
+            "ms": spent.total_ns * 1e-6,
+            "bottleneck": _bottleneck(spent),
+            "bound_ms": {key: spent.bound_ns[:, i] * 1e-6 for i, key in enumerate(BOUNDS)},
+            "busy_ms": {key: getattr(spent, f"{key}_ns") * 1e-6 for key in BOUNDS},
+            "ext_bytes": spent.ext_bytes,
+            "hb_bytes": spent.hb_bytes,
+            "link_bytes": spent.link_bytes,
+            "near_bytes": spent.near_bytes,
+            "macs": spent.macs_w8 + spent.macs_w4 + spent.near_macs,
         }
     return made

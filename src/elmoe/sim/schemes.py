@@ -159,8 +159,8 @@ def _target(scenario: Scenario, name: str, tokens: Floats) -> tuple[Phase, Float
         hb_bits=4 if sliced else model.expert_bits,
         miss_bits=model.expert_bits,
     )
-    dense = _weights("dense", model.dense_bytes, model.dense_params, places.in_hb, rows, 8, model)
-    attention = _attention("attention", model, scenario, tokens)
+    dense = _weights(model.dense_bytes, model.dense_params, places.in_hb, rows, 8, model)
+    attention = _attention(scenario, tokens)
     return Phase(name, 1, (dense, attention, Experts("experts", work, model.moe_layers))), unique, miss
 
 
@@ -199,7 +199,7 @@ def _draft(scenario: Scenario, tokens: Floats) -> tuple[Operator, ...]:
         hb_bits=4,
         miss_bits=4,
     )
-    attention = _attention("attention", model, scenario, tokens)
+    attention = _attention(scenario, tokens)
     return _draft_dense(scenario, rows), attention, Experts("experts", work, model.moe_layers)
 
 
@@ -207,9 +207,9 @@ def _draft_dense(scenario: Scenario, rows: Floats) -> Dense:
     """Elastic: the MSB planes of the target. Quant: its own copy, or the target where that is of 4 bits already."""
     model, places = scenario.model, scenario.places
     if scenario.scheme == "elastic":
-        return _weights("dense", model.dense_draft_bytes, model.dense_params, places.in_hb, rows, 4, model)
+        return _weights(model.dense_draft_bytes, model.dense_params, places.in_hb, rows, 4, model)
     if not places.draft.weight_bytes:
-        return _weights("dense", model.dense_bytes, model.dense_params, places.in_hb, rows, 8, model)
+        return _weights(model.dense_bytes, model.dense_params, places.in_hb, rows, 8, model)
     router = np.full_like(rows, model.router_bytes)  # the target's own: it has no copy
     hb_bytes = places.draft_hb + (router if places.in_hb else 0.0)
     ext_bytes = places.draft_ext + (0.0 if places.in_hb else router)
@@ -229,14 +229,14 @@ def _separate_draft(scenario: Scenario, tokens: Floats) -> tuple[Operator, ...]:
     return weights, Dense("attention", kv_bytes * inside, kv_bytes * (1 - inside), tokens, macs, 16)
 
 
-def _weights(name: str, size: float, params: float, in_hb: bool, rows: Floats, bits: int, model: SimModel) -> Dense:
+def _weights(size: float, params: float, in_hb: bool, rows: Floats, bits: int, model: SimModel) -> Dense:
     whole, none = np.full_like(rows, size), np.zeros_like(rows)
     hb_bytes, ext_bytes = (whole, none) if in_hb else (none, whole)
-    return Dense(name, hb_bytes, ext_bytes, rows, rows * params, bits, exchanges=model.layers, hidden=model.hidden)
+    return Dense("dense", hb_bytes, ext_bytes, rows, rows * params, bits, exchanges=model.layers, hidden=model.hidden)
 
 
-def _attention(name: str, model: SimModel, scenario: Scenario, tokens: Floats) -> Dense:
+def _attention(scenario: Scenario, tokens: Floats) -> Dense:
     """Every sequence's KV is read once per pass, for all of its rows."""
     places = scenario.places
-    macs = scenario.batch * tokens * model.attention_macs_per_token(scenario.context)
-    return Dense(name, places.kv_hb, places.kv_ext, tokens, macs, 16)
+    macs = scenario.batch * tokens * scenario.model.attention_macs_per_token(scenario.context)
+    return Dense("attention", places.kv_hb, places.kv_ext, tokens, macs, 16)

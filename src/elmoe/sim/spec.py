@@ -12,10 +12,10 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from elmoe.errors import ConfigError
-from elmoe.sim.quantity import Quantity, Spec, nearest, quantity, refuse_unknown
+from elmoe.sim.quantity import Quantity, Spec, as_table, nearest, quantity, refuse_unknown
 
 SYSTEMS = ("xpu", "xpu-pim", "xpu-logicpim", "xpu-nmp", "hb-xpu", "elmoe-3d")
 BASELINE = "xpu"
@@ -25,8 +25,6 @@ SCHEMES = ("none", "eagle", "slm", "quant", "elastic")
 @dataclass(frozen=True)
 class Compute(Spec):
     """Processing elements (PEs): arrays of rows x columns x inputs multiply-accumulate units of 8-bit x 5-bit."""
-
-    WHAT: ClassVar[str] = "compute"
 
     pes: int = quantity("1", above=0)
     rows: int = quantity("1", above=0)
@@ -56,8 +54,6 @@ class Compute(Spec):
 class Memory(Spec):
     """Channels (or banks) of a DRAM device of `specs/dram.toml`, and how they are driven."""
 
-    WHAT: ClassVar[str] = "memory"
-
     device: str = quantity("name")
     channels: int = quantity("1", above=0)
     capacity_gb: float = quantity("GB", above=0)
@@ -75,8 +71,6 @@ class Memory(Spec):
 class Links(Spec):
     """On-die networks."""
 
-    WHAT: ClassVar[str] = "links"
-
     streamline_gb_per_s: float = quantity("GB/s", above=0)
     """External weights to the weight memories of all PEs (broadcast)."""
     aggregation_gb_per_s: float = quantity("GB/s", above=0)
@@ -87,8 +81,6 @@ class Links(Spec):
 @dataclass(frozen=True)
 class NearMemory(Spec):
     """Compute inside or beside (part of) the external memory."""
-
-    WHAT: ClassVar[str] = "near-memory"
 
     gb_per_s: float = quantity("GB/s", above=0)
     """Peak bandwidth that the near-memory units see."""
@@ -106,8 +98,6 @@ class NearMemory(Spec):
 @dataclass(frozen=True)
 class Power(Spec):
     """Energy that does not follow bytes moved over a memory."""
-
-    WHAT: ClassVar[str] = "power"
 
     mac_w8_pj: float = quantity("pJ", above=0)
     """One 8-bit x 8-bit multiply-accumulate, with its share of registers, adder tree and local memory."""
@@ -170,6 +160,15 @@ class Machine:
     def hb_equivalent_gb(self) -> float:
         """HB capacity, or for a machine without HB that of the stack with as many PEs."""
         return self.hb.capacity_gb if self.hb is not None else self.compute.pes * PE_SHARE_GB
+
+    @property
+    def devices(self) -> set[str]:
+        """DRAM devices of its memories."""
+        return {memory.device for memory in (self.ext, self.hb) if memory is not None}
+
+    def as_tables(self) -> dict[str, dict[str, Any]]:
+        """Every number with unit, source and status, by section, as plain values for JSON."""
+        return {name: as_table(found) for name, found in self.quantities().items()}
 
     def quantities(self) -> dict[str, dict[str, Quantity]]:
         """Every number with unit, source and status, by section."""

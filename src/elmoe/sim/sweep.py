@@ -20,7 +20,7 @@ from typing import Any
 from elmoe.sim.dram import load_device
 from elmoe.sim.model import SimModel
 from elmoe.sim.profile import scheme_specs
-from elmoe.sim.quantity import UNIT, Quantity, Status
+from elmoe.sim.quantity import UNIT, Quantity, Status, as_table
 from elmoe.sim.spec import SECTIONS, Machine
 
 Value = float | int | str
@@ -129,25 +129,20 @@ class Sweep:
 
     def resolved(self) -> dict[str, Any]:
         """Everything that the rows follow from, for JSON; equal for equal rows."""
-        specs = scheme_specs()
         axes = {item.name: list(getattr(self, item.name)) for item in fields(self) if item.name != "vary"}
         return {
             "elmoe_version": importlib.metadata.version("elmoe"),
             "simulator_sha256": _simulator_digest(),
             "sweep": axes | {"vary": {item.name: list(item.values) for item in self.vary}},
-            "machines": {
-                name: {key: _numbers(found) for key, found in machine.quantities().items()}
-                for name, machine in self.machines.items()
-            },
-            "devices": {name: _numbers(load_device(name).quantities) for name in sorted(self._devices())},
+            "machines": {name: machine.as_tables() for name, machine in self.machines.items()},
+            "devices": {name: as_table(load_device(name).quantities) for name in sorted(self._devices())},
             "models": {name: asdict(model) for name, model in self.models.items()},
-            "schemes": {item.name: _numbers(getattr(specs, item.name).quantities) for item in fields(specs)},
+            "schemes": scheme_specs().as_tables(),
         }
 
     def _devices(self) -> set[str]:
-        memories = [memory for machine in self.machines.values() for memory in (machine.ext, machine.hb)]
-        varied = [str(value) for item in self.vary if item.field == "device" for value in item.values]
-        return {memory.device for memory in memories if memory is not None} | set(varied)
+        varied = {str(value) for item in self.vary if item.field == "device" for value in item.values}
+        return varied.union(*(machine.devices for machine in self.machines.values()))
 
     def _cases(self) -> Iterator[Case]:
         block = max(1, CASE_POINTS // len(self.contexts))
@@ -163,19 +158,11 @@ def with_settings(machine: Machine, settings: Sequence[tuple[str, Value]], where
     for name, value in settings:
         section, _, field = name.partition(".")
         spec = made.get(section) or getattr(machine, section)
-        table = {key: _entry(entry, getattr(spec, key)) for key, entry in spec.quantities.items()}
+        table = as_table(spec.quantities)
         unit = SECTIONS[section].__dataclass_fields__[field].metadata[UNIT]
-        table[field] = _entry(Quantity(value, unit, "sweep", Status.ASSUMED), value)
+        table[field] = Quantity(value, unit, "sweep", Status.ASSUMED).as_dict()
         made[section] = type(spec).from_table(table, f"{where}: {section}")
     return replace(machine, **made)
-
-
-def _entry(entry: Quantity, value: Value) -> dict[str, Any]:
-    return {"value": value, "unit": entry.unit, "source": entry.source, "status": entry.status.value}
-
-
-def _numbers(quantities: Mapping[str, Quantity]) -> dict[str, Any]:
-    return {name: _entry(entry, entry.value) for name, entry in quantities.items()}
 
 
 def _simulator_digest() -> str:

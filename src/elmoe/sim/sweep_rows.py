@@ -16,9 +16,8 @@ import numpy.typing as npt
 
 from elmoe.errors import CapacityError, ConfigError
 from elmoe.sim.profile import SchemeSpecs, named_profile, scheme_specs
-from elmoe.sim.run import Outcome, Query, baseline, evaluate
+from elmoe.sim.run import Outcome, Query, baseline, evaluate, result_columns
 from elmoe.sim.sweep import Case, Chunk, Sweep
-from elmoe.sim.systems import BOUNDS
 from elmoe.sim.write_rows import flatten
 
 if TYPE_CHECKING:
@@ -176,30 +175,10 @@ def _baseline_ms(ask: Ask, batches: tuple[int, ...], contexts: tuple[int, ...], 
 
 
 def _results(outcome: Outcome) -> Columns:
-    """What `run.rows` says of each point (less its phases), as columns."""
-    batch, _ = outcome.query.points
-    count, energy = len(batch), outcome.energy_mj
-    absent = np.full(count, np.nan)
-    speculative = outcome.query.mode == "sd"
-    memory = [outcome.places.as_dict(index) for index in range(count)]
-    columns = {
-        "acceptance_rate": outcome.step.acceptance_rate if speculative else absent,
-        "mean_accepted_length": outcome.step.accepted_length if speculative else absent,
-        "latency_ms_per_token": outcome.latency_ms,
-        "tokens_per_s": batch / outcome.latency_ms * 1e3,
-        "speedup_vs_xpu": absent,
-        "energy_mj_per_token": {
-            name: getattr(energy, name) for name in ("compute", "ext", "hb", "comm", "static", "total")
-        },
-        "bottleneck": np.array(BOUNDS, dtype=object)[outcome.total.bound_ns.argmax(axis=-1)],
-        "unique_experts": outcome.step.unique_experts,
-        "miss_rate": outcome.step.miss_rate,
-        "memory_bytes": {name: np.array([one[name] for one in memory]) for name in memory[0]},
-        "cached_experts_per_layer": outcome.places.whole_experts,
-        "pool_experts_per_layer": outcome.places.draft_experts,
-        "problem": np.full(count, None, dtype=object),
-    }
-    return flatten(columns)
+    """What `run.rows` says of each point, less its phases."""
+    columns = result_columns(outcome)
+    del columns["phases"]
+    return flatten(columns) | {"problem": np.full(len(outcome.latency_ms), None, dtype=object)}
 
 
 def _impossible(why: str) -> Columns:

@@ -2,10 +2,10 @@
 
     python bench/kernels.py [--rounds 9] [--markdown]
 
-For 1 to 16 rows, both planes (what plain decoding and verification stream) and the MSB plane alone (what a draft
-streams), from DRAM (matrices of four times the last-level cache) and from that cache (a quarter of it). Weights are
-files mapped into memory, as the product has them. The reading probe runs beside every product, on the same threads;
-medians over the rounds. Writes bench/results/kernels.json; with --markdown also the table in docs/cpu.md.
+For 1 to 16 rows, both planes (what plain decoding and verification stream), the MSB plane alone (what a draft streams)
+and MXFP4 matrices, from DRAM (matrices of four times the last-level cache) and from that cache (a quarter of it).
+Weights are files mapped into memory, as the product has them. The reading probe runs beside every product, on the same
+threads; medians over the rounds. Writes bench/results/kernels.json; with --markdown also the table in docs/cpu.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import math
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,19 @@ import numpy.typing as npt
 from elmoe.backend.cpu import _native
 from elmoe.backend.cpu.backend import TARGET_BITS, weight_bits
 from elmoe.backend.protocol import DraftQuality
-from elmoe.quant.tiles import MSB_TILE_BYTES, NIBBLE_BYTES, plane_bytes, tile_grid
+from elmoe.quant.bitnested import UInt8
+from elmoe.quant.tiles import (
+    MSB_TILE_BYTES,
+    NIBBLE_BYTES,
+    mxfp4_block_bytes,
+    mxfp4_plane_bytes,
+    plane_bytes,
+    tile_grid,
+)
 from harness import ROOT, markdown_table, provenance, replace_block, write_result
 
 ROWS = (1, 2, 4, 8, 16)
-KINDS = {"merged": TARGET_BITS, "msb": weight_bits(DraftQuality(4))}
+KINDS = {"merged": TARGET_BITS, "msb": weight_bits(DraftQuality(4)), "mxfp4": TARGET_BITS}
 PLACES = {"dram": 4.0, "cache": 0.25}
 """Bytes that a product streams, in last-level caches."""
 SHAPES = {"dram": (4096, 2048), "cache": (768, 1024)}
@@ -51,12 +59,14 @@ class Weights:
 
     def __init__(self, folder: Path, case: Case, cache_bytes: int) -> None:
         shape = SHAPES[case.place]
-        msb_bytes, lsb_bytes = plane_bytes(*shape)
+        is_mxfp4 = case.kind == "mxfp4"
+        msb_bytes, lsb_bytes = (mxfp4_plane_bytes(*shape), 0) if is_mxfp4 else plane_bytes(*shape)
         self.matrix_bytes = msb_bytes + (lsb_bytes if case.kind == "merged" else 0)
         self.count = math.ceil(PLACES[case.place] * cache_bytes / self.matrix_bytes)
         self.weights = self.count * shape[0] * shape[1]
-        planes = write_planes(folder / f"{case.place}_{case.kind}.bin", shape, self.count)
-        self.matrices = [_native.Matrix(one[:msb_bytes], one[msb_bytes:], *shape) for one in planes]
+        random_planes = mxfp4_planes if is_mxfp4 else int8_planes
+        planes = write_planes(folder / f"{case.place}_{case.kind}.bin", random_planes, shape, self.count)
+        self.matrices = [_native.Matrix(one[:msb_bytes], one[msb_bytes:], *shape, mxfp4=is_mxfp4) for one in planes]
 
     @property
     def bytes(self) -> int:
@@ -64,16 +74,32 @@ class Weights:
         return self.count * self.matrix_bytes
 
 
-def write_planes(path: Path, shape: tuple[int, int], count: int) -> npt.NDArray[np.uint8]:
-    """Planes of `count` matrices [count, bytes]: random codes, scales near those of real weights."""
-    rng = np.random.default_rng(0)
+def int8_planes(rng: np.random.Generator, shape: tuple[int, int]) -> UInt8:
+    """Both planes of a matrix: random codes, scales near those of real weights."""
     tiles = math.prod(tile_grid(*shape))
+    msb = rng.integers(0, 256, (tiles, MSB_TILE_BYTES), dtype=np.uint8)
+    msb[:, NIBBLE_BYTES:] = rng.uniform(1e-4, 1e-3, (tiles, 32)).astype(np.float16).view(np.uint8)
+    lsb = rng.integers(0, 256, plane_bytes(*shape)[1], dtype=np.uint8)
+    return np.concatenate([msb.reshape(-1), lsb])
+
+
+def mxfp4_planes(rng: np.random.Generator, shape: tuple[int, int]) -> UInt8:
+    """The one plane of an MXFP4 matrix, likewise."""
+    blocks, along = tile_grid(*shape)
+    plane = rng.integers(0, 256, (blocks, mxfp4_block_bytes(shape[1])), dtype=np.uint8)
+    scales = plane[:, along * NIBBLE_BYTES :]
+    scales[:] = rng.integers(116, 123, scales.shape)
+    return plane.reshape(-1)
+
+
+def write_planes(
+    path: Path, random_planes: Callable[..., UInt8], shape: tuple[int, int], count: int
+) -> npt.NDArray[np.uint8]:
+    """Planes of `count` matrices [count, bytes], in a mapped file."""
+    rng = np.random.default_rng(0)
     with path.open("wb") as file:
         for _ in range(count):
-            msb = rng.integers(0, 256, (tiles, MSB_TILE_BYTES), dtype=np.uint8)
-            msb[:, NIBBLE_BYTES:] = rng.uniform(1e-4, 1e-3, (tiles, 32)).astype(np.float16).view(np.uint8)
-            file.write(msb.tobytes())
-            file.write(rng.integers(0, 256, plane_bytes(*shape)[1], dtype=np.uint8).tobytes())
+            file.write(random_planes(rng, shape).tobytes())
     return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray).reshape(count, -1)
 
 
@@ -140,7 +166,7 @@ def run(rounds: int) -> dict[str, Any]:
 def table(document: dict[str, Any]) -> str:
     """For docs/cpu.md."""
     columns = ["from", "planes", "rows", "GB/s", "of reading", "GMAC/s"]
-    names = {"dram": "DRAM", "cache": "cache", "merged": "both", "msb": "MSB"}
+    names = {"dram": "DRAM", "cache": "cache", "merged": "both", "msb": "MSB", "mxfp4": "MXFP4"}
     cells = [
         [
             names[row["place"]],

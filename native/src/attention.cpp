@@ -8,38 +8,79 @@ namespace elmoe {
 
 // Adds the experts' outputs of the layer before to y, in the order of their scores.
 void Workspace::combine_row(int r, float *y) const {
-  const float *outputs[64];
+  const float *outputs[kMostExpertsPerTok + 1];
   const auto first = static_cast<size_t>(r * used_);
   for (int k = 0; k < used_; ++k)
     outputs[k] = &expert_out_[static_cast<size_t>(slots_[first + static_cast<size_t>(k)]) * width_];
   k_.combine(outputs, &weights_[first], used_, model_.hidden, y);
 }
 
-void Workspace::norm_rows(const Norm &norm, int t) {
+void Workspace::norm_rows(const Norm &norm, bool for_mxfp4, int t) {
   for (int r = t; r < in_->rows; r += threads_) {
     if (pending_)
       combine_row(r, x_row(r));
     k_.rms_norm(x_row(r), norm.weight, norm.eps, model_.hidden, normed_row(r));
-    quantize_part(normed_row(r), model_.hidden, 0, r, in_->rows, packed_);
+    quantize_part(normed_row(r), model_.hidden, 0, r, in_->rows, packed_, in_->bits.excess());
+    if (for_mxfp4)
+      quantize_part(normed_row(r), model_.hidden, 0, r, in_->rows, packed_mxfp4_, WeightBits{WeightBits::mxfp4}.excess());
   }
 }
 
 void Workspace::attention(int index, int t) {
   const Attention &a = model_.layers[static_cast<size_t>(index)].attention;
-  const int R = in_->rows;
+  project(a.qkv, qkv_.data(), qkv_stride_, t);
+  if (a.latent)
+    latent_attention(index, t);
+  else
+    grouped_attention(index, t);
+  barrier_.wait();
+  lap(Phase::out, t);
+}
+
+// The packed rows times a matrix whose units the queue holds.
+void Workspace::project(const Matrix &matrix, float *y, size_t stride, int t) {
   queue_.drain(t, [&](int unit) {
-    const int b = unit * unit_, blocks = std::min(unit_, a.qkv.blocks() - b);
-    for (int first = 0; first < R; first += max_rows_) {
-      const int rows = chunk_rows(first, R);
-      float *y = &qkv_[static_cast<size_t>(first) * qkv_stride_ + static_cast<size_t>(b) * kTileRows];
-      k_.matmul(in_->bits, rows, a.qkv.msb_block(b), a.qkv.lsb_block(b), blocks, a.qkv.tiles(), packed_.chunk(first),
-                y, qkv_stride_);
-      add_bias(a.qkv, b, blocks, rows, y, qkv_stride_);
+    const int b = unit * unit_, blocks = std::min(unit_, matrix.blocks() - b);
+    for (int first = 0; first < in_->rows; first += max_rows_) {
+      const int rows = chunk_rows(first, in_->rows);
+      float *part = y + static_cast<size_t>(first) * stride + static_cast<size_t>(b) * kTileRows;
+      k_.matmul(in_->bits, rows, matrix.msb_block(b), matrix.lsb_block(b), blocks, matrix.tiles(), packed_.chunk(first),
+                part, stride);
+      add_bias(matrix, b, blocks, rows, part, stride);
     }
   });
+}
+
+// The last step of attention: x += residual_scale * out(what the heads have mixed, packed).
+void Workspace::project_out(const Attention &a, int t) {
+  float *products = own_[static_cast<size_t>(t)].products.data();
+  queue_.drain(t, [&](int unit) {
+    const int b = unit * unit_, blocks = std::min(unit_, a.out.blocks() - b), columns = blocks * kTileRows;
+    for (int first = 0; first < in_->rows; first += max_rows_) {
+      const int rows = chunk_rows(first, in_->rows);
+      k_.matmul(in_->bits, rows, a.out.msb_block(b), a.out.lsb_block(b), blocks, a.out.tiles(), packed_.chunk(first),
+                products, static_cast<size_t>(columns));
+      add_bias(a.out, b, blocks, rows, products, static_cast<size_t>(columns));
+      for (int m = 0; m < rows; ++m)
+        k_.add(products + static_cast<size_t>(m) * static_cast<size_t>(columns), model_.residual_scale, columns,
+               x_row(first + m) + static_cast<size_t>(b) * kTileRows);
+    }
+  });
+}
+
+void Workspace::grouped_attention(int index, int t) {
+  const Attention &a = model_.layers[static_cast<size_t>(index)].attention;
+  const int R = in_->rows;
+  if (a.whole_norms) {
+    barrier_.wait([&] { queue_.fill(R); });
+    queue_.drain(t, [&](int r) { norm_whole(a, r); });
+  }
   auto share_heads = [&] {
     pending_ = false;
-    queue_.fill(R * a.kv_heads, [&](int task) { return in_->prefix[task / a.kv_heads] + 32; });
+    queue_.fill(R * a.kv_heads, [&](int task) {
+      const int cells = in_->prefix[task / a.kv_heads];
+      return (a.window ? std::min(cells, a.window) : cells) + 32;
+    });
   };
   if (!independent_) { // rows of one sequence see each other's keys: all are stored before any row looks
     barrier_.wait([&] { queue_.fill(R * a.kv_heads); });
@@ -49,7 +90,7 @@ void Workspace::attention(int index, int t) {
   barrier_.wait(share_heads);
   lap(independent_ ? Phase::qkv : Phase::rope, t);
 
-  const int width = a.heads / a.kv_heads * a.head_dim; // of the heads that share keys
+  const int width = a.heads_together() * a.head_dim;
   const bool whole_tiles = width % kTileInputs == 0;
   queue_.drain(t, [&](int task) {
     const int r = task / a.kv_heads, kv = task % a.kv_heads;
@@ -58,62 +99,68 @@ void Workspace::attention(int index, int t) {
       k_.fetch(seen);
       store_keys(index, r, kv);
     }
-    k_.attend(seen, a.heads / a.kv_heads, &qkv_[static_cast<size_t>(r) * qkv_stride_ + static_cast<size_t>(kv * width)],
+    k_.attend(seen, a.heads_together(), &qkv_[static_cast<size_t>(r) * qkv_stride_ + static_cast<size_t>(kv * width)],
               mixed_row(r, a) + kv * width, own_[static_cast<size_t>(t)].attention.data());
     if (whole_tiles)
-      quantize_part(mixed_row(r, a) + kv * width, width, kv * width / kGroup, r, R, packed_);
+      quantize_part(mixed_row(r, a) + kv * width, width, kv * width / kGroup, r, R, packed_, in_->bits.excess());
   });
   if (!whole_tiles) {
     barrier_.wait();
     for (int r = t; r < R; r += threads_)
-      quantize_part(mixed_row(r, a), a.out.inputs, 0, r, R, packed_);
+      quantize_part(mixed_row(r, a), a.out.inputs, 0, r, R, packed_, in_->bits.excess());
   }
   barrier_.wait([&] { fill_units(a.out); });
   lap(Phase::attend, t);
+  project_out(a, t);
+}
 
-  float *products = own_[static_cast<size_t>(t)].products.data();
-  queue_.drain(t, [&](int unit) {
-    const int b = unit * unit_, blocks = std::min(unit_, a.out.blocks() - b), columns = blocks * kTileRows;
-    for (int first = 0; first < R; first += max_rows_) {
-      const int rows = chunk_rows(first, R);
-      k_.matmul(in_->bits, rows, a.out.msb_block(b), a.out.lsb_block(b), blocks, a.out.tiles(), packed_.chunk(first),
-                products, static_cast<size_t>(columns));
-      add_bias(a.out, b, blocks, rows, products, static_cast<size_t>(columns));
-      for (int m = 0; m < rows; ++m)
-        k_.add(products + static_cast<size_t>(m) * static_cast<size_t>(columns), columns,
-               x_row(first + m) + static_cast<size_t>(b) * kTileRows);
-    }
-  });
-  barrier_.wait();
-  lap(Phase::out, t);
+// Norms over all heads of a row as one vector.
+void Workspace::norm_whole(const Attention &a, int r) const {
+  float *query = &qkv_[static_cast<size_t>(r) * qkv_stride_], *key = query + a.heads * a.head_dim;
+  if (a.query_norm.weight)
+    k_.rms_norm(query, a.query_norm.weight, a.query_norm.eps, a.heads * a.head_dim, query);
+  if (a.key_norm.weight)
+    k_.rms_norm(key, a.key_norm.weight, a.key_norm.eps, a.kv_heads * a.head_dim, key);
 }
 
 // Norms, rotates and stores what one row contributes to one key-value head; its query heads too.
 void Workspace::store_keys(int index, int r, int kv) {
   const Attention &a = model_.layers[static_cast<size_t>(index)].attention;
   const RopeTable &rope = model_.ropes[static_cast<size_t>(a.rope)];
-  const int d = a.head_dim, shared = a.heads / a.kv_heads, position = in_->positions[r], cell = in_->cells[r];
+  const int d = a.head_dim, shared = a.heads_together(), position = in_->positions[r], cell = in_->cells[r];
   const float *cosine = rope.cosines_at(position), *sine = rope.sines_at(position);
   float *row = &qkv_[static_cast<size_t>(r) * qkv_stride_];
   auto turn = [&](float *x, const Norm &norm, float factor) {
-    if (norm.weight)
+    if (norm.weight && !a.whole_norms)
       k_.rms_norm(x, norm.weight, norm.eps, d, x);
+    if (a.clip > 0)
+      k_.clamp(a.clip, d, x);
     k_.rotate(cosine, sine, factor, d, x);
   };
   for (int h = kv * shared; h < (kv + 1) * shared; ++h)
     turn(row + h * d, a.query_norm, a.score_scale);
-  float *key = row + (a.heads + kv) * d;
+  float *key = row + (a.heads + kv) * d, *value = row + (a.heads + a.kv_heads + kv) * d;
   turn(key, a.key_norm, 1.0f);
+  if (a.clip > 0)
+    k_.clamp(a.clip, d, value);
   const KvCache &cache = *caches_[static_cast<size_t>(r)];
   k_.store_key(key, d, cell, cache.keys(index, kv));
-  k_.store_value(row + (a.heads + a.kv_heads + kv) * d, d,
-                 cache.values(index, kv) + static_cast<size_t>(cell) * static_cast<size_t>(d));
+  k_.store_value(value, d, cache.values(index, kv) + static_cast<size_t>(cell) * static_cast<size_t>(d));
 }
 
 Attended Workspace::attended(int index, int r, int kv) const {
   const KvCache &cache = *caches_[static_cast<size_t>(r)];
-  Attended seen{cache.keys(index, kv), cache.values(index, kv), model_.layers[static_cast<size_t>(index)].attention.head_dim,
-                in_->prefix[r], in_->path + static_cast<size_t>(r) * static_cast<size_t>(in_->path_width), 0};
+  const Attention &a = model_.layers[static_cast<size_t>(index)].attention;
+  Attended seen{cache.keys(index, kv),
+                cache.values(index, kv),
+                a.key_dim(),
+                a.mixed_dim(),
+                a.key_dim(),
+                a.window ? std::max(0, in_->positions[r] - a.window + 1) : 0,
+                in_->prefix[r],
+                in_->path + static_cast<size_t>(r) * static_cast<size_t>(in_->path_width),
+                0,
+                a.sinks ? a.sinks + kv * a.heads_together() : nullptr};
   int end = 0;
   while (end < in_->path_width && seen.path[end] >= 0)
     ++end;

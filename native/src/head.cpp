@@ -23,7 +23,7 @@ void Workspace::head(int t) {
     if (!std::isfinite(squares))
       finite_.store(false, std::memory_order_relaxed);
     k_.rms_norm(y, model_.final_norm.weight, model_.final_norm.eps, model_.hidden, y);
-    quantize_part(y, model_.hidden, 0, q, Q, packed_);
+    quantize_part(y, model_.hidden, 0, q, Q, packed_, in_->bits.excess());
   }
   barrier_.wait([&] { queue_.fill(head_chunks_); });
   float *products = own_[static_cast<size_t>(t)].products.data();
@@ -35,6 +35,8 @@ void Workspace::head(int t) {
       k_.matmul(in_->bits, rows, w.msb_block(b), w.lsb_block(b), blocks, w.tiles(), packed_.chunk(first), products,
                 kHeadChunk);
       add_bias(w, b, blocks, rows, products, kHeadChunk);
+      for (int i = 0; model_.logit_divisor != 1 && i < rows * kHeadChunk; ++i)
+        products[i] /= model_.logit_divisor;
       for (int m = 0; m < rows; ++m)
         scan_head(first + m, chunk, products + static_cast<size_t>(m) * kHeadChunk, count);
     }

@@ -10,7 +10,6 @@
 namespace elmoe::avx2_vnni {
 
 extern const Kernels table;
-const Kernels table = {"avx2_vnni", kMaxRows, matmul,   quantize,  rms_norm,    dot_rows, softmax,
-                       gate,     combine,  add, rotate, store_key, store_value, attend, fetch, scan, decode_row, read};
+const Kernels table = ELMOE_KERNELS("avx2_vnni");
 
 } // namespace elmoe::avx2_vnni

@@ -2,8 +2,10 @@
 #define ELMOE_ISA_NAMESPACE portable
 #include "lanes_portable.h"
 
+#include "planes.h"
 #include "row_kernels.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -13,18 +15,23 @@ namespace {
 constexpr int kMaxRows = 4;
 
 // The byte code + excess of 16 rows x 32 inputs, transposed to [input][row].
+template <WeightBits::Kind K>
 inline void load_group(WeightBits bits, const uint8_t *msb, const uint8_t *lsb, int16_t (&w)[kGroup][kTileRows]) {
   for (int j = 0; j < 4; ++j)
     for (int r = 0; r < kTileRows; ++r)
       for (int i = 0; i < 4; ++i) {
         const uint8_t m = msb[64 * j + 4 * r + i];
         int low = (m & 15) << 4, high = m & 0xf0;
-        if (bits.kind != WeightBits::msb) {
+        if constexpr (K == WeightBits::mxfp4) {
+          low = kMxfp4Bytes[m & 15];
+          high = kMxfp4Bytes[m >> 4];
+        }
+        if constexpr (Planes<K>::both) {
           const uint8_t l = lsb[64 * j + 4 * r + i];
           low |= l >> 4;
           high |= l & 15;
         }
-        if (bits.kind == WeightBits::masked) {
+        if constexpr (K == WeightBits::masked) {
           low = (low & bits.keep) | bits.set;
           high = (high & bits.keep) | bits.set;
         }
@@ -33,18 +40,27 @@ inline void load_group(WeightBits bits, const uint8_t *msb, const uint8_t *lsb, 
       }
 }
 
-template <WeightBits::Kind, int M>
+// The scales of one group: FP16, or the E8M0 bytes of an MXFP4 plane, which move into the exponents of FP32.
+template <WeightBits::Kind K> inline Lanes load_scales(const uint8_t *stored) {
+  if constexpr (K == WeightBits::mxfp4) {
+    return lanewise([&](int r) { return std::bit_cast<float>(static_cast<uint32_t>(std::max(stored[r] - 1, 0)) << 23); });
+  } else {
+    Half halves[kTileRows];
+    std::memcpy(halves, stored, sizeof halves);
+    return load_half(halves);
+  }
+}
+
+template <WeightBits::Kind K, int M>
 void matmul_rows(WeightBits bits, const uint8_t *msb, const uint8_t *lsb, int blocks, int tiles, const PackedRows &x,
                  float *y, size_t y_stride) {
+  using In = Planes<K>;
   for (int b = 0; b < blocks; ++b) {
     float total[M][kTileRows] = {};
     for (int g = 0; g < 2 * tiles; ++g) {
-      const uint8_t *tile = msb + kMsbTileBytes * (g / 2);
       int16_t w[kGroup][kTileRows];
-      load_group(bits, tile + 256 * (g % 2), lsb + kLsbTileBytes * (g / 2) + 256 * (g % 2), w);
-      Half stored[kTileRows];
-      std::memcpy(stored, tile + 512 + 32 * (g % 2), sizeof stored);
-      const Lanes weight_scale = load_half(stored);
+      load_group<K>(bits, In::msb(msb, g / 2, g % 2), In::lsb(lsb, g / 2, g % 2), w);
+      const Lanes weight_scale = load_scales<K>(In::scales(msb, tiles, g / 2, g % 2));
       for (int m = 0; m < M; ++m) {
         int32_t sums[kTileRows];
         for (int r = 0; r < kTileRows; ++r)
@@ -59,8 +75,8 @@ void matmul_rows(WeightBits bits, const uint8_t *msb, const uint8_t *lsb, int bl
     }
     for (int m = 0; m < M; ++m)
       std::memcpy(y + m * y_stride + kTileRows * b, total[m], sizeof total[m]);
-    msb += static_cast<size_t>(tiles) * kMsbTileBytes;
-    lsb += bits.kind == WeightBits::msb ? 0 : static_cast<size_t>(tiles) * kLsbTileBytes;
+    msb += In::msb_bytes(tiles);
+    lsb += In::lsb_bytes(tiles);
   }
 }
 
@@ -69,7 +85,6 @@ void matmul_rows(WeightBits bits, const uint8_t *msb, const uint8_t *lsb, int bl
 } // namespace
 
 extern const Kernels table;
-const Kernels table = {"portable", kMaxRows, matmul,   quantize,  rms_norm,    dot_rows, softmax,
-                       gate,     combine,  add, rotate, store_key, store_value, attend, fetch, scan, decode_row, read};
+const Kernels table = ELMOE_KERNELS("portable");
 
 } // namespace elmoe::portable

@@ -14,6 +14,7 @@ inline void matmul(WeightBits bits, int rows, const uint8_t *msb, const uint8_t 
   constexpr std::make_integer_sequence<int, kMaxRows> counts;
   const MatmulRows run = bits.kind == WeightBits::msb      ? pick<WeightBits::msb>(rows, counts)
                          : bits.kind == WeightBits::merged ? pick<WeightBits::merged>(rows, counts)
-                                                           : pick<WeightBits::masked>(rows, counts);
+                         : bits.kind == WeightBits::masked ? pick<WeightBits::masked>(rows, counts)
+                                                           : pick<WeightBits::mxfp4>(rows, counts);
   run(bits, msb, lsb, blocks, tiles, x, y, y_stride);
 }

@@ -10,16 +10,25 @@
 
 namespace elmoe {
 
+constexpr int kMostExpertsPerTok = 64, kMostGroups = 256;
+
+constexpr size_t padded_to(int n, int multiple) { return static_cast<size_t>((n + multiple - 1) / multiple * multiple); }
+
 // A matrix in tiles, inside memory that somebody else owns.
 struct Matrix {
   const uint8_t *msb = nullptr, *lsb = nullptr;
   int outputs = 0, inputs = 0;
   const float *bias = nullptr; // [outputs] or none
+  bool mxfp4 = false;          // msb is the one plane
 
   int blocks() const { return blocks_of(outputs); }
   int tiles() const { return tiles_of(inputs); }
-  const uint8_t *msb_block(int b) const { return msb + static_cast<size_t>(b) * tiles() * kMsbTileBytes; }
-  const uint8_t *lsb_block(int b) const { return lsb + static_cast<size_t>(b) * tiles() * kLsbTileBytes; }
+  const uint8_t *msb_block(int b) const {
+    return msb + static_cast<size_t>(b) * (mxfp4 ? mxfp4_block_bytes(tiles()) : static_cast<size_t>(tiles()) * kMsbTileBytes);
+  }
+  const uint8_t *lsb_block(int b) const { return mxfp4 ? lsb : lsb + static_cast<size_t>(b) * tiles() * kLsbTileBytes; }
+  size_t msb_bytes() const { return static_cast<size_t>(msb_block(blocks()) - msb); }
+  size_t lsb_bytes() const { return static_cast<size_t>(lsb_block(blocks()) - lsb); }
 };
 
 struct Norm {
@@ -36,24 +45,49 @@ struct RopeTable {
   const float *sines_at(int position) const { return &sines[static_cast<size_t>(position) * static_cast<size_t>(half)]; }
 };
 
+// See GroupedQueryAttention and LatentAttention.
 struct Attention {
-  Matrix qkv, out;
-  int heads = 0, kv_heads = 0, head_dim = 0;
+  bool latent = false;
+  Matrix qkv, out; // qkv of latent attention: `down`
+  int heads = 0;
+  int rope = 0; // index into Model::ropes
+  float score_scale = 0;
+
+  // grouped-query
+  int kv_heads = 1, head_dim = 0;
   Norm query_norm, key_norm;
-  int rope = 0;          // index into Model::ropes
-  float score_scale = 0; // 1 / sqrt(head_dim)
+  bool whole_norms = false; // the norms are over all heads as one vector
+  float clip = 0;           // 0: none
+  int window = 0;           // 0: none
+  const float *sinks = nullptr;
+
+  // latent
+  Matrix query_up, key_up, value_up; // query_up.outputs == 0: the query part is the query
+  Norm latent_norm;                  // query_norm is that of the query part
+  int nope_dim = 0, rope_dim = 0, latent_dim = 0, value_dim = 0;
+
+  int query_part() const { return qkv.outputs - latent_dim - rope_dim; }
+  int key_dim() const { return latent ? static_cast<int>(padded_to(latent_dim + rope_dim, kTileRows)) : head_dim; }
+  int mixed_dim() const { return latent ? latent_dim : head_dim; } // of one head, before it is carried out
+  int heads_together() const { return heads / kv_heads; }         // that share keys
 };
 
-// Experts with a router, or (experts == 0) one gated MLP that every row takes.
+// Experts with a router and perhaps shared experts, or (experts == 0) one gated MLP that every row takes.
 struct Feedforward {
   int experts = 0, experts_per_tok = 1;
-  bool renormalize = false;
+  bool shared = false;           // its matrices are the last of gate_up and down
   const float *router = nullptr; // [experts][hidden]
+  const float *router_bias = nullptr, *correction = nullptr, *shared_gate = nullptr;
+  bool sigmoid = false, renormalize = false, best_two = false;
+  int groups = 1, groups_kept = 1;
+  float scale = 1;
+  float alpha = 0, limit = 0; // of the clamped SwiGLU; limit == 0: SiLU
   int moe_layer = -1;
-  int inner = 0;                                   // width between gate_up and down
-  std::vector<Matrix> gate_up, down;               // one per expert, or the one
+  std::vector<Matrix> gate_up, down;               // one per expert, that of the shared experts, or the one
   std::vector<uint32_t> msb_crc, lsb_crc;          // one per expert
   mutable std::vector<uint8_t> msb_seen, lsb_seen; // checked already
+
+  bool mxfp4() const { return experts > 0 && gate_up[0].mxfp4; }
 };
 
 struct Layer {
@@ -67,15 +101,16 @@ class KvCache {
 public:
   KvCache(const std::vector<Layer> &layers, int cells);
   int cells() const { return cells_; }
-  Half *keys(int layer, int kv_head) const; // [cells / 16][head_dim][16]
-  Half *values(int layer, int kv_head) const;
+  Half *keys(int layer, int kv_head) const;   // [cells / 16][head_dim][16]; null for latent attention
+  Half *values(int layer, int kv_head) const; // [cells][head_dim], or [cells][key_dim] latents
   void move(const int32_t *source, const int32_t *destination, int count);
   uint64_t last_pass = 0; // number of the last pass that had rows of this sequence
 
 private:
   struct Place {
-    size_t offset; // in halves; keys of all heads, then values of all heads
-    int kv_heads, head_dim;
+    size_t offset; // in halves; keys of all heads (but for latents), then values of all heads
+    int kv_heads, width;
+    bool latent;
   };
   std::vector<Place> places_;
   int cells_, padded_;
@@ -87,6 +122,7 @@ struct Model {
   int moe_layers = 0, experts = 0, experts_per_tok = 0; // 0 without MoE layers
   Matrix embedding, head;
   Norm final_norm;
+  float embedding_scale = 1, residual_scale = 1, logit_divisor = 1;
   std::vector<Layer> layers;
   std::vector<RopeTable> ropes;
   const Kernels *kernels = nullptr;

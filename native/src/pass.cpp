@@ -33,9 +33,10 @@ void Workspace::lap(Phase phase, int t) {
 }
 
 // `inputs` values, from group `group` of row r on, of `rows` rows.
-void Workspace::quantize_part(const float *x, int inputs, int group, int r, int rows, const Packed &into) const {
+void Workspace::quantize_part(const float *x, int inputs, int group, int r, int rows, const Packed &into,
+                              int32_t excess) const {
   const int first = chunk_first(r), together = chunk_rows(first, rows);
-  k_.quantize(x, inputs, in_->bits.excess(), r - first, together, from_group(into.chunk(first), group, together));
+  k_.quantize(x, inputs, excess, r - first, together, from_group(into.chunk(first), group, together));
 }
 
 // --- the whole -----------------------------------------------------------------------------------------------------
@@ -115,8 +116,12 @@ void Workspace::check(const PassInput &in) const {
         refuse("path cell outside the KV cache", r);
       else if (i > 0 && path[i] >= 0 && path[i - 1] < 0)
         refuse("path cell after the end of the path", r);
-    if (in.prefix[r] == 0 && (in.path_width == 0 || path[0] < 0))
-      refuse("nothing to attend to", r);
+    int seen = in.prefix[r];
+    for (int i = 0; i < in.path_width && path[i] >= 0; ++i)
+      ++seen;
+    for (const Layer &layer : model_.layers)
+      if (seen == 0 || (layer.attention.window && in.positions[r] - layer.attention.window >= seen - 1))
+        refuse("nothing to attend to", r);
   }
   for (int q = 0; q < in.wanted_count; ++q)
     if (in.wanted[q] < 0 || in.wanted[q] >= in.rows)
@@ -135,33 +140,54 @@ void Workspace::check(const PassInput &in) const {
 // Memory for every layer of this pass; nothing is allocated once the threads run.
 void Workspace::grow() {
   const int R = in_->rows, D = model_.hidden;
-  int inputs = D, qkv = 0, heads_width = 0, inner = 0, experts = 1, slots = R, attend = 0;
+  int inputs = D, qkv = 0, mixed = 0, queries = 0, carried = 0, values = 0, inner = 0, experts = 1, used = 1, head = 0;
+  size_t attend = 0, widest = kHeadChunk;
+  bool any_mxfp4 = false;
   for (const Layer &layer : model_.layers) {
     const Attention &a = layer.attention;
-    inputs = std::max({inputs, a.out.inputs});
-    qkv = std::max(qkv, a.qkv.outputs);
-    heads_width = std::max(heads_width, a.heads * a.head_dim);
-    inner = std::max(inner, layer.ffn.inner);
-    experts = std::max(experts, layer.ffn.experts);
-    slots = std::max(slots, R * layer.ffn.experts_per_tok);
-    attend = std::max(attend, static_cast<int>(attend_scratch(a.heads / a.kv_heads, a.head_dim)));
+    const Feedforward &f = layer.ffn;
+    inputs = std::max({inputs, a.out.inputs, a.query_up.inputs});
+    qkv = std::max(qkv, a.qkv.outputs + kTileRows); // a latent is stored with its padding
+    mixed = std::max(mixed, a.heads * a.mixed_dim());
+    if (a.latent) {
+      queries = std::max(queries, a.query_up.outputs);
+      carried = std::max(carried, a.heads * a.key_dim());
+      values = std::max(values, a.out.inputs);
+      head = std::max({head, a.key_up.inputs, a.value_up.inputs});
+    }
+    for (const Matrix &down : f.down)
+      inner = std::max(inner, down.inputs);
+    experts = std::max(experts, static_cast<int>(f.gate_up.size()));
+    used = std::max(used, (f.experts ? f.experts_per_tok : 1) + f.shared);
+    any_mxfp4 |= f.mxfp4();
+    attend = std::max(attend, attend_scratch(a.heads_together(), a.key_dim()));
+    // products: a unit of any matrix for a chunk of rows
+    widest = std::max(widest, static_cast<size_t>(unit_blocks(a.out, 1)) * kTileRows);
+    for (const Matrix *m : {&f.gate_up.front(), &f.gate_up.back()})
+      widest = std::max(widest, static_cast<size_t>(unit_blocks(*m, kGateBlocks)) * kTileRows);
   }
   width_ = padded(D);
   qkv_stride_ = padded(qkv);
+  query_stride_ = padded(queries);
   score_stride_ = padded(experts);
-  const auto rows = static_cast<size_t>(R), all_slots = static_cast<size_t>(slots);
+  const auto rows = static_cast<size_t>(R), slots = rows * static_cast<size_t>(used);
   x_.grow(rows * width_);
   normed_.grow(std::max(rows, static_cast<size_t>(in_->wanted_count)) * width_);
   qkv_.grow(rows * qkv_stride_);
-  mixed_.grow(rows * static_cast<size_t>(heads_width));
-  scores_.grow(rows * score_stride_);
-  expert_out_.grow(all_slots * width_);
+  mixed_.grow(rows * static_cast<size_t>(mixed));
+  queries_.grow(rows * query_stride_);
+  carried_.grow(rows * static_cast<size_t>(carried));
+  values_.grow(rows * static_cast<size_t>(values));
+  scores_.grow(rows * score_stride_ * 2);
+  expert_out_.grow(slots * width_);
   packed_.grow(std::max(R, in_->wanted_count), inputs, max_rows_);
-  inner_.grow(slots, inner, max_rows_);
-  chosen_.grow(all_slots);
-  slots_.grow(all_slots);
-  weights_.grow(all_slots);
-  slot_rows_.grow(all_slots);
+  if (any_mxfp4)
+    packed_mxfp4_.grow(R, D, max_rows_);
+  inner_.grow(static_cast<int>(slots), inner, max_rows_);
+  chosen_.grow(slots);
+  slots_.grow(slots);
+  weights_.grow(slots);
+  slot_rows_.grow(slots);
   counts_.resize(static_cast<size_t>(experts) + 1);
   active_.reserve(static_cast<size_t>(experts));
   unchecked_.reserve(2 * static_cast<size_t>(experts));
@@ -174,16 +200,14 @@ void Workspace::grow() {
     part_max_.grow(parts);
     part_sum_.grow(parts);
   }
-  // products: a unit of any matrix for a chunk of rows
-  size_t widest = kHeadChunk;
-  for (const Layer &layer : model_.layers) {
-    widest = std::max(widest, static_cast<size_t>(unit_blocks(layer.attention.out, 1)) * kTileRows);
-    widest = std::max(widest, static_cast<size_t>(unit_blocks(layer.ffn.gate_up[0], kGateBlocks)) * kTileRows);
-  }
   for (OfThread &own : own_) {
     own.products.grow(widest * static_cast<size_t>(max_rows_) * 2);
-    own.attention.grow(static_cast<size_t>(attend));
+    own.attention.grow(attend);
     own.expert_rows.grow(R, D, max_rows_);
+    if (head) {
+      own.head.grow(static_cast<size_t>(head));
+      own.head_rows.grow(max_rows_, head, max_rows_);
+    }
     own.packed_expert = -1;
   }
 }
@@ -201,30 +225,27 @@ void Workspace::work(int t) {
 
 void Workspace::embed(int t) {
   const Matrix &e = model_.embedding;
-  for (int r = t; r < in_->rows; r += threads_)
+  for (int r = t; r < in_->rows; r += threads_) {
     k_.decode_row(e.msb, e.lsb, in_->tokens[r], e.inputs, x_row(r));
+    if (model_.embedding_scale != 1)
+      k_.scale(model_.embedding_scale, model_.hidden, x_row(r));
+  }
   lap(Phase::embed, t); // rows stay with their thread until they have been normed: no barrier
 }
 
 bool Workspace::layer(int index, int t) {
   const Layer &layer = model_.layers[static_cast<size_t>(index)];
-  norm_rows(layer.attention_norm, t);
+  norm_rows(layer.attention_norm, false, t);
   barrier_.wait([&] { fill_units(layer.attention.qkv); });
   lap(Phase::norm, t);
   attention(index, t);
-  norm_rows(layer.ffn_norm, t);
+  norm_rows(layer.ffn_norm, layer.ffn.mxfp4(), t);
   barrier_.wait();
   lap(Phase::norm, t);
   if (!route(layer.ffn, t))
     return false;
   gate_up(layer.ffn, t);
-  const Matrix &second = layer.ffn.down[0];
-  barrier_.wait([&] {
-    unit_ = unit_blocks(second, 1);
-    const int units = units_of(second, unit_);
-    queue_.fill(static_cast<int>(active_.size()) * units,
-                [&](int task) { return std::max(active_[static_cast<size_t>(task / units)].count, 4); });
-  });
+  barrier_.wait([&] { fill_experts(layer.ffn.down, 1); });
   lap(Phase::gate_up, t);
   down(layer.ffn, t);
   barrier_.wait([&] { pending_ = true; });

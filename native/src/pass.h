@@ -65,8 +65,8 @@ private:
     int expert, first, count;
   };
   struct OfThread {
-    Scratch<float> products, attention;
-    Packed expert_rows;
+    Scratch<float> products, attention, head;
+    Packed expert_rows, head_rows;
     int packed_expert = -1; // what expert_rows holds
   };
 
@@ -76,12 +76,33 @@ private:
   void work(int t);
   void embed(int t);
   bool layer(int index, int t);
-  void norm_rows(const Norm &norm, int t);
+  void norm_rows(const Norm &norm, bool for_mxfp4, int t);
   void attention(int index, int t);
+  void grouped_attention(int index, int t);
+  void latent_attention(int index, int t);
+  void project(const Matrix &matrix, float *y, size_t stride, int t);
+  void project_out(const Attention &a, int t);
+  void norm_whole(const Attention &a, int r) const;
   void store_keys(int index, int r, int kv);
+  void store_latent(int index, int r);
+  void carry_query(const Attention &a, const float *queries, size_t stride, int task, OfThread &own);
+  void carry_value(const Attention &a, int task, OfThread &own);
+  void pack_head(const float *x, size_t stride, int width, int inputs, int rows, OfThread &own) const;
   Attended attended(int index, int r, int kv) const;
   bool route(const Feedforward &ffn, int t);
   void choose(const Feedforward &ffn, int row);
+  void mark_kept_groups(const Feedforward &ffn, const float *ranks, uint8_t *kept) const;
+  // Some row blocks of an active expert's matrix.
+  struct ExpertTask {
+    const Active &active;
+    const Matrix &matrix;
+    int block, blocks;
+  };
+  void fill_experts(const std::vector<Matrix> &matrices, int multiple);
+  const Active &active_of(int task) const {
+    return task < first_last_task_ ? active_[static_cast<size_t>(task / units_)] : active_.back();
+  }
+  ExpertTask expert_task(const std::vector<Matrix> &matrices, int task) const;
   void group(const Feedforward &ffn);
   bool check_experts(const Feedforward &ffn, int t);
   void gate_up(const Feedforward &ffn, int t);
@@ -93,11 +114,13 @@ private:
 
   float *x_row(int r) const { return &x_[static_cast<size_t>(r) * width_]; }
   float *normed_row(int r) const { return &normed_[static_cast<size_t>(r) * width_]; }
-  float *score_row(int r) const { return &scores_[static_cast<size_t>(r) * score_stride_]; }
+  float *score_row(int r) const { return &scores_[static_cast<size_t>(r) * 2 * score_stride_]; } // then ranks
   int chunk_first(int r) const { return r / max_rows_ * max_rows_; }
   int chunk_rows(int first, int rows) const { return rows - first < max_rows_ ? rows - first : max_rows_; }
-  void quantize_part(const float *x, int inputs, int group, int r, int rows, const Packed &into) const;
-  float *mixed_row(int r, const Attention &a) const { return &mixed_[static_cast<size_t>(r * a.heads) * static_cast<size_t>(a.head_dim)]; }
+  void quantize_part(const float *x, int inputs, int group, int r, int rows, const Packed &into, int32_t excess) const;
+  WeightBits bits_of(const Matrix &m) const { return m.mxfp4 ? WeightBits{WeightBits::mxfp4} : in_->bits; }
+  float *mixed_row(int r, const Attention &a) const { return &mixed_[static_cast<size_t>(r * a.heads) * static_cast<size_t>(a.mixed_dim())]; }
+  float *carried_row(int r, const Attention &a) const { return &carried_[static_cast<size_t>(r * a.heads) * static_cast<size_t>(a.key_dim())]; }
   void combine_row(int r, float *y) const;
   void fill_units(const Matrix &matrix);
 
@@ -115,11 +138,15 @@ private:
 
   size_t width_ = 0, qkv_stride_ = 0, score_stride_ = 0; // floats of a row
   Scratch<float> x_, normed_, qkv_, mixed_, scores_, expert_out_;
-  Packed packed_, inner_;
+  Scratch<float> queries_, carried_, values_; // of latent attention: rows of query_up, [heads][key_dim], value_up
+  size_t query_stride_ = 0;
+  Packed packed_, packed_mxfp4_, inner_;
   int unit_ = 1; // row blocks of a task of the running phase
+  int units_ = 1;                           // tasks per expert
+  int last_unit_ = 1, first_last_task_ = 0; // the same for the shared experts, and the first task over them
 
   // routing of the running layer
-  int used_ = 0;                    // experts per row
+  int used_ = 0;                    // experts per row, the shared ones counted as one
   bool pending_ = false;            // expert_out_ is still to be added to x_
   Scratch<int32_t> chosen_, slots_; // [rows][used]: expert, then its slot
   Scratch<float> weights_;          // [rows][used]

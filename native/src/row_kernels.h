@@ -5,6 +5,9 @@
 #pragma once
 #include <cmath>
 #include <limits>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #include "kernels.h"
 
@@ -133,11 +136,27 @@ inline void softmax(float *scores, int n) {
     store(scores + i, load(scores + i) / divisor);
 }
 
+inline Lanes sigmoid_of(Lanes x) { return all(1.0f) / (all(1.0f) + exponential(all(0.0f) - x)); }
+
+inline void sigmoid(float *x, int n) {
+  for (int i = 0; i < n; i += 16)
+    store(x + i, sigmoid_of(load(x + i)));
+}
+
 inline void gate(const float *gate_up, int n, float *y) {
   for (int f = 0; f < n; f += 16) {
     const Lanes g = load(gate_up + 2 * f), up = load(gate_up + 2 * f + 16);
     const Lanes silu = g / (all(1.0f) + exponential(all(0.0f) - g));
     store(y + f, silu * up);
+  }
+}
+
+inline void gate_clamped(const float *gate_up, int n, float alpha, float limit, float *y) {
+  for (int f = 0; f < n; f += 16) {
+    const Lanes g = min(load(gate_up + 2 * f), all(limit));
+    const Lanes up = min(max(load(gate_up + 2 * f + 16), all(-limit)), all(limit));
+    const Lanes glu = g / (all(1.0f) + exponential(all(0.0f) - g * all(alpha)));
+    store(y + f, glu * (up + all(1.0f)));
   }
 }
 
@@ -150,17 +169,34 @@ inline void combine(const float *const *x, const float *weight, int count, int n
   }
 }
 
-inline void add(const float *x, int n, float *y) {
+inline void add(const float *x, float factor, int n, float *y) {
   for (int i = 0; i < n; i += 16)
-    store(y + i, load(y + i) + load(x + i));
+    store(y + i, load(y + i) + load(x + i) * all(factor));
+}
+
+inline void scale(float factor, int n, float *x) {
+  for (int i = 0; i < n; i += 16)
+    store(x + i, load(x + i) * all(factor));
+}
+
+inline void clamp(float bound, int n, float *x) {
+  for (int i = 0; i < n; i += 16)
+    store(x + i, min(max(load(x + i), all(-bound)), all(bound)));
 }
 
 inline void rotate(const float *cosine, const float *sine, float factor, int d, float *x) {
   const Lanes scale = all(factor);
-  for (int i = 0; i < d / 2; i += 16) {
-    const Lanes low = load(x + i), high = load(x + i + d / 2), c = load(cosine + i), s = load(sine + i);
+  const int half = d / 2;
+  int i = 0;
+  for (; i + 16 <= half; i += 16) {
+    const Lanes low = load(x + i), high = load(x + i + half), c = load(cosine + i), s = load(sine + i);
     store(x + i, (low * c - high * s) * scale);
-    store(x + i + d / 2, (high * c + low * s) * scale);
+    store(x + i + half, (high * c + low * s) * scale);
+  }
+  for (; i < half; ++i) {
+    const float low = x[i], high = x[i + half];
+    x[i] = (low * cosine[i] - high * sine[i]) * factor;
+    x[i + half] = (high * cosine[i] + low * sine[i]) * factor;
   }
 }
 
@@ -187,17 +223,54 @@ inline int cell_of(const Attended &seen, int position) {
   return position < seen.prefix ? position : seen.path[position - seen.prefix];
 }
 
-// Keys of the 16 positions from `first` on, interleaved; gathered into `tile` where path cells are among them.
+// 16 rows of d halves -> [d][16]; d is a multiple of 8.
+inline void transpose(const Half *const (&rows)[kKeyBlock], int d, Half *tile) {
+#ifdef __SSE2__
+  for (int i = 0; i < d; i += 8)
+    for (int side = 0; side < kKeyBlock; side += 8) {
+      __m128i a[8], b[8];
+      for (int k = 0; k < 8; ++k)
+        a[k] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(rows[side + k] + i));
+      for (int k = 0; k < 4; ++k) {
+        b[2 * k] = _mm_unpacklo_epi16(a[k], a[k + 4]);
+        b[2 * k + 1] = _mm_unpackhi_epi16(a[k], a[k + 4]);
+      }
+      for (int k = 0; k < 4; ++k) {
+        a[2 * k] = _mm_unpacklo_epi16(b[k], b[k + 4]);
+        a[2 * k + 1] = _mm_unpackhi_epi16(b[k], b[k + 4]);
+      }
+      for (int k = 0; k < 4; ++k) {
+        b[2 * k] = _mm_unpacklo_epi16(a[k], a[k + 4]);
+        b[2 * k + 1] = _mm_unpackhi_epi16(a[k], a[k + 4]);
+      }
+      for (int k = 0; k < 8; ++k)
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(tile + static_cast<size_t>(i + k) * kKeyBlock + side), b[k]);
+    }
+#else
+  for (int lane = 0; lane < kKeyBlock; ++lane)
+    for (int i = 0; i < d; ++i)
+      tile[static_cast<size_t>(i) * kKeyBlock + lane] = rows[lane][i];
+#endif
+}
+
+// Keys of the 16 positions from `first` on, interleaved; gathered into `tile` where they do not lie so.
 inline const Half *keys_of(const Attended &seen, int first, int positions, Half *tile) {
-  const size_t block_halves = static_cast<size_t>(seen.head_dim) * kKeyBlock;
-  if (seen.path_count == 0 || first + kKeyBlock <= seen.prefix)
+  const size_t block_halves = static_cast<size_t>(seen.key_dim) * kKeyBlock;
+  if (seen.keys && (seen.path_count == 0 || first + kKeyBlock <= seen.prefix))
     return seen.keys + static_cast<size_t>(first / kKeyBlock) * block_halves;
+  const Half *rows[kKeyBlock];
   for (int lane = 0; lane < kKeyBlock; ++lane) {
     const int cell = cell_of(seen, first + lane < positions ? first + lane : first);
+    if (!seen.keys) {
+      rows[lane] = seen.values + static_cast<size_t>(cell) * seen.value_stride;
+      continue;
+    }
     const Half *column = seen.keys + static_cast<size_t>(cell / kKeyBlock) * block_halves + cell % kKeyBlock;
-    for (int i = 0; i < seen.head_dim; ++i)
+    for (int i = 0; i < seen.key_dim; ++i)
       tile[i * kKeyBlock + lane] = column[static_cast<size_t>(i) * kKeyBlock];
   }
+  if (!seen.keys)
+    transpose(rows, seen.key_dim, tile);
   return tile;
 }
 
@@ -225,97 +298,114 @@ template <int N> inline void scores_of(const Half *keys, int d, const float *que
 }
 
 // out[h] += sum over positions of weight * value, for N heads and C vectors of 16 dimensions from `dim` on.
-// Weights are padded to a multiple of 8 with zeros.
+// Positions begin..count-1 after `first`; weights are padded to a multiple of 8 with zeros.
 template <int N, int C>
-inline void mix(const Attended &seen, int first, int count, const float *weights, size_t stride, int dim, float *out) {
+inline void mix(const Attended &seen, int first, int begin, int count, const float *weights, int dim, float *out) {
   Lanes total[N][C];
   for (int h = 0; h < N; ++h)
     for (int c = 0; c < C; ++c)
-      total[h][c] = load(out + h * seen.head_dim + dim + 16 * c);
-  for (int j = 0; j < count; j += 8) {
+      total[h][c] = load(out + h * seen.value_dim + dim + 16 * c);
+  for (int j = begin; j < count; j += 8) {
     const Half *values[8];
     for (int k = 0; k < 8; ++k) {
-      const int cell = cell_of(seen, j + k < count ? first + j + k : first);
-      values[k] = seen.values + static_cast<size_t>(cell) * seen.head_dim + dim;
+      const int cell = cell_of(seen, j + k < count ? first + j + k : first + j);
+      values[k] = seen.values + static_cast<size_t>(cell) * seen.value_stride + dim;
     }
     for (int c = 0; c < C; ++c) {
       Lanes value[8];
       for (int k = 0; k < 8; ++k)
         value[k] = load_half(values[k] + 16 * c);
       for (int h = 0; h < N; ++h)
-        total[h][c] = total[h][c] + fold_eight([&](int k) { return all(weights[h * stride + j + k]) * value[k]; });
+        total[h][c] = total[h][c] + fold_eight([&](int k) { return all(weights[h * kAttendSpan + j + k]) * value[k]; });
     }
   }
   for (int h = 0; h < N; ++h)
     for (int c = 0; c < C; ++c)
-      store(out + h * seen.head_dim + dim + 16 * c, total[h][c]);
+      store(out + h * seen.value_dim + dim + 16 * c, total[h][c]);
 }
 
-// N heads over all positions: online softmax, rescaled after every kAttendSpan positions.
-template <int N> inline void attend_some(const Attended &seen, const float *query, float *out, float *scratch) {
-  constexpr size_t stride = kAttendSpan;
-  const int d = seen.head_dim, positions = seen.prefix + seen.path_count;
-  float *scores = scratch;
-  Half *tile = reinterpret_cast<Half *>(scratch + N * stride);
-  float top[N], total[N];
-  for (int h = 0; h < N; ++h) {
-    top[h] = -std::numeric_limits<float>::infinity();
-    total[h] = 0.0f;
-  }
-  for (int i = 0; i < N * d; i += 16)
-    store(out + i, all(0.0f));
-  for (int first = 0; first < positions; first += kAttendSpan) {
-    const int count = positions - first < kAttendSpan ? positions - first : kAttendSpan;
-    for (int b = 0; b < count; b += kKeyBlock)
-      scores_of<N>(keys_of(seen, first + b, positions, tile), d, query, scores + b, stride);
-    for (int h = 0; h < N; ++h) {
-      float *s = scores + h * stride;
-      const int padded = (count + 15) / 16 * 16;
-      for (int j = count; j < padded; ++j)
-        s[j] = -std::numeric_limits<float>::infinity();
-      Lanes best = load(s);
-      for (int j = 16; j < padded; j += 16)
-        best = max(best, load(s + j));
-      const float span_top = highest(best), new_top = span_top > top[h] ? span_top : top[h];
-      if (first > 0 && new_top > top[h]) {
-        alignas(64) float factor[16];
-        store(factor, exponential(all(top[h] - new_top)));
-        total[h] *= factor[0];
-        for (int i = 0; i < d; i += 16)
-          store(out + h * d + i, load(out + h * d + i) * all(factor[0]));
-      }
-      top[h] = new_top;
-      total[h] += exponentials(s, padded, all(new_top));
-    }
-    int dim = 0;
-    for (; dim + 64 <= d; dim += 64)
-      mix<N, 4>(seen, first, count, scores, stride, dim, out);
-    for (; dim < d; dim += 16)
-      mix<N, 1>(seen, first, count, scores, stride, dim, out);
-  }
-  for (int h = 0; h < N; ++h)
-    for (int i = 0; i < d; i += 16)
-      store(out + h * d + i, load(out + h * d + i) / all(total[h]));
-}
-
-inline void attend(const Attended &seen, int heads, const float *query, float *out, float *scratch) {
-  const int d = seen.head_dim;
+// f.operator()<N>(h) for groups of N = 4, 2, 1 heads from h on.
+template <class F> inline void by_heads(int heads, F f) {
   int h = 0;
   for (; h + 4 <= heads; h += 4)
-    attend_some<4>(seen, query + h * d, out + h * d, scratch);
+    f.template operator()<4>(h);
   for (; h + 2 <= heads; h += 2)
-    attend_some<2>(seen, query + h * d, out + h * d, scratch);
+    f.template operator()<2>(h);
   for (; h < heads; ++h)
-    attend_some<1>(seen, query + h * d, out + h * d, scratch);
+    f.template operator()<1>(h);
+}
+
+// Scores of one head and span -> weights: exp(score - top). Rescales `out` [n] and *total where the top grows.
+inline void soften(float *s, int hidden, int count, float *top, float *total, int n, float *out) {
+  constexpr float lowest = -std::numeric_limits<float>::infinity();
+  const int padded = (count + 15) / 16 * 16;
+  for (int j = 0; j < hidden; ++j)
+    s[j] = lowest;
+  for (int j = count; j < padded; ++j)
+    s[j] = lowest;
+  Lanes best = load(s);
+  for (int j = 16; j < padded; j += 16)
+    best = max(best, load(s + j));
+  const float span_top = highest(best), new_top = span_top > *top ? span_top : *top;
+  if (*top > lowest && new_top > *top) {
+    alignas(64) float factor[16];
+    store(factor, exponential(all(*top - new_top)));
+    *total *= factor[0];
+    for (int i = 0; i < n; i += 16)
+      store(out + i, load(out + i) * all(factor[0]));
+  }
+  *top = new_top;
+  *total += exponentials(s, padded, all(new_top));
+}
+
+// All heads over all positions: online softmax, rescaled after every kAttendSpan positions. Positions that a window
+// hides weigh nothing, and spans that it hides whole are left out: both add exact zeros.
+inline void attend(const Attended &seen, int heads, const float *query, float *out, float *scratch) {
+  const int d = seen.key_dim, n = seen.value_dim, positions = seen.prefix + seen.path_count;
+  float *scores = scratch, *top = scores + static_cast<size_t>(heads) * kAttendSpan, *total = top + heads;
+  Half *tile = reinterpret_cast<Half *>(total + heads);
+  for (int h = 0; h < heads; ++h) { // a sink is a position before all others, without a value
+    top[h] = seen.sinks ? seen.sinks[h] : -std::numeric_limits<float>::infinity();
+    total[h] = seen.sinks ? 1.0f : 0.0f;
+  }
+  for (int i = 0; i < heads * n; i += 16)
+    store(out + i, all(0.0f));
+  for (int first = seen.first / kAttendSpan * kAttendSpan; first < positions; first += kAttendSpan) {
+    const int count = positions - first < kAttendSpan ? positions - first : kAttendSpan;
+    const int hidden = seen.first > first ? seen.first - first : 0;
+    for (int b = hidden / kKeyBlock * kKeyBlock; b < count; b += kKeyBlock) {
+      const Half *keys = keys_of(seen, first + b, positions, tile);
+      by_heads(heads, [&]<int N>(int h) {
+        scores_of<N>(keys, d, query + h * d, scores + h * kAttendSpan + b, kAttendSpan);
+      });
+    }
+    for (int h = 0; h < heads; ++h)
+      soften(scores + h * kAttendSpan, hidden, count, top + h, total + h, n, out + h * n);
+    const int begin = hidden / 8 * 8;
+    by_heads(heads, [&]<int N>(int h) {
+      const float *weights = scores + h * kAttendSpan;
+      int dim = 0;
+      for (; dim + 64 <= n; dim += 64)
+        mix<N, 4>(seen, first, begin, count, weights, dim, out + h * n);
+      for (; dim < n; dim += 16)
+        mix<N, 1>(seen, first, begin, count, weights, dim, out + h * n);
+    });
+  }
+  for (int h = 0; h < heads; ++h)
+    for (int i = 0; i < n; i += 16)
+      store(out + h * n + i, load(out + h * n + i) / all(total[h]));
 }
 
 // The keys and values of a prefix, as far as they are worth fetching ahead: the hardware follows a long run by itself.
 inline void fetch(const Attended &seen) {
   constexpr size_t most = 8 << 10;
-  const size_t bytes = static_cast<size_t>(seen.prefix) * static_cast<size_t>(seen.head_dim) * sizeof(Half);
+  const int hidden = seen.first / kKeyBlock * kKeyBlock, cells = seen.prefix > hidden ? seen.prefix - hidden : 0;
+  const Half *keys = seen.keys + static_cast<size_t>(hidden) * seen.key_dim;
+  const Half *values = seen.values + static_cast<size_t>(hidden) * seen.value_stride;
+  const size_t bytes = static_cast<size_t>(cells) * static_cast<size_t>(seen.key_dim) * sizeof(Half);
   for (size_t at = 0; at < bytes && at < most; at += 64) {
-    __builtin_prefetch(reinterpret_cast<const char *>(seen.keys) + at);
-    __builtin_prefetch(reinterpret_cast<const char *>(seen.values) + at);
+    __builtin_prefetch(reinterpret_cast<const char *>(keys) + at);
+    __builtin_prefetch(reinterpret_cast<const char *>(values) + at);
   }
 }
 
@@ -407,3 +497,8 @@ inline uint64_t read(const uint8_t *data, size_t bytes) {
 }
 
 } // namespace elmoe::ELMOE_ISA_NAMESPACE
+
+// The table of a path, once its matmul is defined.
+#define ELMOE_KERNELS(name)                                                                                            \
+  {name, kMaxRows, matmul, quantize, rms_norm, dot_rows, softmax, sigmoid, gate, gate_clamped, combine, add, scale,     \
+   clamp, rotate, store_key, store_value, attend, fetch, scan, decode_row, read}

@@ -13,7 +13,7 @@ constexpr int kUnitBytes = 64 << 10; // weights of a task: long enough to stream
 constexpr int kGateBlocks = 8;       // row blocks of gate_up that make one tile of the inputs of down
 constexpr int kHeadChunk = 512;      // logits that are scanned together, whatever the number of threads
 
-inline size_t padded(int n) { return static_cast<size_t>((n + kTileRows - 1) / kTileRows * kTileRows); }
+inline size_t padded(int n) { return padded_to(n, kTileRows); }
 
 inline double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -21,7 +21,9 @@ inline double now() {
 
 // Row blocks of a task over a matrix; a multiple of `multiple`.
 inline int unit_blocks(const Matrix &matrix, int multiple) {
-  const int wanted = kUnitBytes / (matrix.tiles() * (kMsbTileBytes + kLsbTileBytes));
+  const size_t of_block = matrix.mxfp4 ? mxfp4_block_bytes(matrix.tiles())
+                                       : static_cast<size_t>(matrix.tiles()) * (kMsbTileBytes + kLsbTileBytes);
+  const int wanted = static_cast<int>(kUnitBytes / of_block);
   return std::max(1, wanted / multiple) * multiple;
 }
 

@@ -34,6 +34,21 @@ template <class T> void take(const T *data, size_t count) { // FNV-1a
     digest = (digest ^ bytes[i]) * 1099511628211ULL;
 }
 
+void multiply(const Kernels &k, WeightBits bits, int inputs, int rows, const uint8_t *msb, const uint8_t *lsb,
+              int blocks) {
+  const int tiles = tiles_of(inputs);
+  const auto places = static_cast<size_t>(2 * tiles * rows);
+  std::vector<int8_t> codes(places * kGroup);
+  std::vector<float> scales(places), y(static_cast<size_t>(rows * blocks * kTileRows));
+  std::vector<int32_t> offsets(places);
+  const PackedRows packed{codes.data(), scales.data(), offsets.data()};
+  for (int m = 0; m < rows; ++m)
+    k.quantize(random_floats(static_cast<size_t>(inputs), 1e-3f).data(), inputs, bits.excess(), m, rows, packed);
+  k.matmul(bits, rows, msb, lsb, blocks, tiles, packed, y.data(), static_cast<size_t>(blocks * kTileRows));
+  take(codes.data(), codes.size());
+  take(y.data(), y.size());
+}
+
 void products(const Kernels &k, int inputs, int rows, WeightBits bits) {
   const int tiles = tiles_of(inputs), blocks = 5;
   const auto count = static_cast<size_t>(tiles * blocks);
@@ -47,16 +62,17 @@ void products(const Kernels &k, int inputs, int rows, WeightBits bits) {
       const auto scale = static_cast<Half>(0x1400 + (random_bits() & 0x3ff)); // about 0.001
       std::memcpy(msb + t * kMsbTileBytes + 512 + 2 * i, &scale, sizeof scale);
     }
-  const auto places = static_cast<size_t>(2 * tiles * rows);
-  std::vector<int8_t> codes(places * kGroup);
-  std::vector<float> scales(places), y(static_cast<size_t>(rows * blocks * kTileRows));
-  std::vector<int32_t> offsets(places);
-  const PackedRows packed{codes.data(), scales.data(), offsets.data()};
-  for (int m = 0; m < rows; ++m)
-    k.quantize(random_floats(static_cast<size_t>(inputs), 1e-3f).data(), inputs, bits.excess(), m, rows, packed);
-  k.matmul(bits, rows, msb, lsb, blocks, tiles, packed, y.data(), static_cast<size_t>(blocks * kTileRows));
-  take(codes.data(), codes.size());
-  take(y.data(), y.size());
+  multiply(k, bits, inputs, rows, msb, lsb, blocks);
+}
+
+void mxfp4_products(const Kernels &k, int inputs, int rows) {
+  const int tiles = tiles_of(inputs), blocks = 5;
+  const size_t bytes = static_cast<size_t>(blocks) * mxfp4_block_bytes(tiles);
+  std::vector<uint8_t> memory(bytes + 64);
+  auto *plane = reinterpret_cast<uint8_t *>((reinterpret_cast<uintptr_t>(memory.data()) + 63) & ~uintptr_t{63});
+  for (size_t i = 0; i < bytes; ++i) // as scales: 0 to 159
+    plane[i] = static_cast<uint8_t>(random_bits() % 160);
+  multiply(k, WeightBits{WeightBits::mxfp4}, inputs, rows, plane, nullptr, blocks);
 }
 
 void row_operations(const Kernels &k) {
@@ -83,7 +99,7 @@ void attention(const Kernels &k) {
   const int32_t path[] = {305, 311, 300};
   const std::vector<float> query = random_floats(heads * d, 1e-3f);
   std::vector<float> out(heads * d), scratch(attend_scratch(heads, d));
-  k.attend({keys.data(), values.data(), d, 270, path, 3}, heads, query.data(), out.data(), scratch.data());
+  k.attend({keys.data(), values.data(), d, d, d, 0, 270, path, 3, nullptr}, heads, query.data(), out.data(), scratch.data());
   take(keys.data(), keys.size());
   take(out.data(), out.size());
 }
@@ -96,6 +112,9 @@ int main() {
     for (int rows : {1, 3, 4})
       for (WeightBits bits : {WeightBits{WeightBits::msb}, WeightBits{}, WeightBits{WeightBits::masked, 0xfc, 2}})
         products(k, inputs, rows, bits);
+  for (int inputs : {32, 96, 320})
+    for (int rows : {1, 3, 4})
+      mxfp4_products(k, inputs, rows);
   row_operations(k);
   attention(k);
   std::printf("%016llx\n", static_cast<unsigned long long>(digest));

@@ -1,9 +1,10 @@
-"""The reference backend against what transformers computed (tests/golden, made by `tests/verify/make_golden.py`)."""
+"""Backends against what transformers computed (tests/golden, made by `tests/verify/make_golden.py`)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +15,37 @@ from safetensors.numpy import load_file
 
 from elmoe.backend.decoded import Activations
 from elmoe.backend.reference import ReferenceBackend
+from elmoe.backend.select import BACKENDS, open_backend
 from elmoe.checkpoint.convert import convert
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.text import Tokenizer
+from elmoe.models.registry import FAMILIES
 from elmoe.quant.bitnested import Float32
 from verify.forward import forward_batch, forward_tree
 from verify.injected_noise import typical_difference
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+RANDOM_MODELS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 TOLERANCE = 1e-4
 PROMPTS = range(3)
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-@pytest.fixture(scope="module")
-def random_moe(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    folder = tmp_path_factory.mktemp("golden") / "random_moe.elmoe"
-    convert(GOLDEN / "random_moe", folder)
-    return Checkpoint.open(folder)
+@dataclass(frozen=True)
+class RandomModel:
+    """A random model of a family, and what transformers made of it."""
+
+    name: str
+    checkpoint: Checkpoint
+    golden: Arrays
 
 
-@pytest.fixture(scope="module")
-def random_golden() -> Arrays:
-    return load_file(GOLDEN / "random_moe.safetensors")
+@pytest.fixture(scope="module", params=RANDOM_MODELS)
+def random_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RandomModel:
+    folder = tmp_path_factory.mktemp("golden") / f"{request.param}.elmoe"
+    convert(GOLDEN / request.param, folder)
+    return RandomModel(request.param, Checkpoint.open(folder), load_file(GOLDEN / f"{request.param}.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +53,28 @@ def tiny_golden() -> Arrays:
     return load_file(GOLDEN / "tiny.safetensors")
 
 
-def test_random_model_equals_transformers(random_moe: Checkpoint, random_golden: Arrays) -> None:
-    ours = forward_batch(ReferenceBackend(random_moe, Activations.FP32), [random_golden["text"].tolist()]).logits
-    np.testing.assert_allclose(ours, random_golden["logits"], rtol=0, atol=TOLERANCE)
+def test_every_family_has_a_random_model() -> None:
+    configs = [json.loads((GOLDEN / name / "config.json").read_text()) for name in RANDOM_MODELS]
+    assert sorted(config["model_type"] for config in configs) == sorted(FAMILIES)
 
 
-def test_tree_equals_transformers(random_moe: Checkpoint, random_golden: Arrays) -> None:
-    backend = ReferenceBackend(random_moe, Activations.FP32)
-    ours = forward_tree(backend, *tree_of(random_golden)).logits
-    np.testing.assert_allclose(ours, random_golden["tree_logits"], rtol=0, atol=TOLERANCE)
+def test_random_models_equal_transformers(random_model: RandomModel) -> None:
+    golden = random_model.golden
+    ours = forward_batch(ReferenceBackend(random_model.checkpoint, Activations.FP32), [golden["text"].tolist()]).logits
+    np.testing.assert_allclose(ours, golden["logits"], rtol=0, atol=TOLERANCE)
 
 
-def test_int8_tree_rows_are_the_rows_of_their_paths(random_moe: Checkpoint, random_golden: Arrays) -> None:
+def test_trees_equal_transformers(random_model: RandomModel) -> None:
+    backend = ReferenceBackend(random_model.checkpoint, Activations.FP32)
+    ours = forward_tree(backend, *tree_of(random_model.golden)).logits
+    np.testing.assert_allclose(ours, random_model.golden["tree_logits"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_int8_tree_rows_are_the_rows_of_their_paths(random_model: RandomModel, name: str) -> None:
     """Bit for bit, beside other texts."""
-    backend = ReferenceBackend(random_moe)
-    prefix, tokens, parents = tree_of(random_golden)
+    backend = open_backend(name, random_model.checkpoint)
+    prefix, tokens, parents = tree_of(random_model.golden)
     ours = forward_tree(backend, prefix, tokens, parents).logits
     paths = [[0, 1, 4, 7, 10], [0, 2, 6, 9], [0, 3]]
     texts = [[*prefix, *(tokens[node] for node in path)] for path in paths]
@@ -70,10 +85,22 @@ def test_int8_tree_rows_are_the_rows_of_their_paths(random_moe: Checkpoint, rand
         first += len(text)
 
 
-def test_int8_of_random_model_errs_like_random_rounding(random_moe: Checkpoint, random_golden: Arrays) -> None:
-    ours = forward_batch(ReferenceBackend(random_moe), [random_golden["text"].tolist()]).logits
-    low, high = random_golden["int8_typical_difference"]
-    assert low < typical_difference(ours - random_golden["logits"]) < high
+@pytest.mark.parametrize("name", BACKENDS)
+def test_int8_of_random_models_errs_like_random_rounding(random_model: RandomModel, name: str) -> None:
+    golden = random_model.golden
+    ours = forward_batch(open_backend(name, random_model.checkpoint), [golden["text"].tolist()]).logits
+    low, high = golden["int8_typical_difference"]
+    assert low < typical_difference(ours - golden["logits"]) < high
+
+
+@pytest.mark.parametrize("text", ["text", "tree_tokens"])
+def test_backends_agree_on_random_models(random_model: RandomModel, text: str) -> None:
+    """Bit for bit, in what they compute and in what they say they read."""
+    tokens = random_model.golden[text].tolist()
+    cpu, reference = (forward_batch(open_backend(name, random_model.checkpoint), [tokens]) for name in BACKENDS)
+    np.testing.assert_array_equal(cpu.logits, reference.logits)
+    np.testing.assert_array_equal(cpu.experts, reference.experts)
+    assert cpu.traffic == reference.traffic
 
 
 def test_tiny_equals_transformers(tiny: Checkpoint, tiny_golden: Arrays) -> None:
@@ -89,10 +116,17 @@ def test_int8_of_tiny_errs_like_random_rounding(tiny: Checkpoint, tiny_golden: A
     assert low < typical_difference(ours - theirs) < high
 
 
-@pytest.mark.parametrize("name", ["tiny", "random_moe"])
-def test_weights_are_those_that_transformers_had(name: str, request: pytest.FixtureRequest) -> None:
-    """The converter writes, and the package ships, what the golden logits were made with."""
-    checkpoint: Checkpoint = request.getfixturevalue(name)
+def test_weights_of_random_models_are_those_that_transformers_had(random_model: RandomModel) -> None:
+    """The converter writes what the golden logits were made with."""
+    assert_digests(random_model.name, random_model.checkpoint)
+
+
+def test_weights_of_tiny_are_those_that_transformers_had(tiny: Checkpoint) -> None:
+    """The package ships what the golden logits were made with."""
+    assert_digests("tiny", tiny)
+
+
+def assert_digests(name: str, checkpoint: Checkpoint) -> None:
     for file, digest in json.loads((GOLDEN / f"{name}.json").read_text()).items():
         found = hashlib.sha256((checkpoint.path / file).read_bytes()).hexdigest()
         assert found == digest, f"{file} of {name} has changed: run make verify, which makes new golden files"

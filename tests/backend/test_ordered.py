@@ -143,6 +143,10 @@ def test_softmax_norm_and_product_are_right(rng, length):
 # --- attention ---
 
 
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
 def cache_of(rng, cells, kv_heads=2, d=8):
     keys = rng.standard_normal((kv_heads, d, cells)).astype(np.float32)
     return keys, rng.standard_normal((kv_heads, cells, d)).astype(np.float32)
@@ -164,8 +168,9 @@ def softmax_attention(query, keys, values, seen):
     return out
 
 
-def attend(query, keys, values, prefix, path):
-    return ordered.attention(query, keys, values, prefix, path)
+def attend(query, keys, values, prefix, path, first=None, sinks=None):
+    seen = np.zeros_like(prefix) if first is None else first
+    return ordered.attention(query, keys, values, ordered.Sees(prefix, path, seen), sinks)
 
 
 NO_PATH = np.zeros((1, 0), dtype=np.int32)
@@ -236,8 +241,48 @@ def test_rows_with_paths_after_different_prefixes_have_the_bits_of_rows_alone():
     keys, contents, query = values(rng, 2, 16, 90), values(rng, 2, 90, 16), values(rng, 3, 4, 16)
     prefix = np.array([70, 5, 33], dtype=np.int32)
     path = np.array([[80, 81], [82, -1], [83, 84]], dtype=np.int32)
-    together = ordered.attention(query, keys, contents, prefix, path)
+    together = attend(query, keys, contents, prefix, path)
     for row in range(3):
         one = slice(row, row + 1)
-        alone = ordered.attention(query[one], keys, contents, prefix[one], path[one])
+        alone = attend(query[one], keys, contents, prefix[one], path[one])
         assert same_bits(together[one], alone)
+
+
+@given(rngs, st.integers(1, 300), st.integers(1, 200), st.booleans())
+def test_a_window_is_softmax_attention_over_what_it_shows(rng, positions, window, with_path):
+    """Spans that the window hides whole, in part and not at all; the last positions in a path or not."""
+    keys, contents = normal(rng, 2, 8, positions), normal(rng, 2, positions, 8)
+    query, sinks = normal(rng, 1, 4, 8), normal(rng, 4)
+    branch = min(3, positions - 1) if with_path else 0
+    prefix, path = int32(positions - branch), np.arange(positions - branch, positions, dtype=np.int32)[None]
+    first = max(0, positions - window)
+    plain = attend(query, keys, contents, prefix, path, int32(first))
+    seen = range(first, positions)
+    np.testing.assert_allclose(plain[0], softmax_attention(query[0], keys, contents, seen), atol=2e-6)
+    with_sinks = attend(query, keys, contents, prefix, path, int32(first), sinks)
+    for head in range(4):
+        scores = query[0, head].astype(np.float64) @ keys[head // 2][:, seen]
+        weights = np.exp(scores)
+        want = weights / (weights.sum() + np.exp(np.float64(sinks[head]))) @ contents[head // 2][seen]
+        np.testing.assert_allclose(with_sinks[0, head], want, atol=2e-6)
+
+
+def test_rows_with_different_windows_have_the_bits_of_rows_alone():
+    rng = np.random.default_rng(1)
+    keys, contents, query = values(rng, 2, 16, 400), values(rng, 2, 400, 16), values(rng, 3, 4, 16)
+    prefix, first = np.array([400, 150, 290], dtype=np.int32), np.array([300, 0, 129], dtype=np.int32)
+    no_path = np.zeros((3, 0), dtype=np.int32)
+    together = attend(query, keys, contents, prefix, no_path, first)
+    for row in range(3):
+        one = slice(row, row + 1)
+        alone = attend(query[one], keys, contents, prefix[one], no_path[one], first[one])
+        assert same_bits(together[one], alone)
+
+
+def test_values_may_be_narrower_than_keys():
+    rng = np.random.default_rng(2)
+    latents, query = normal(rng, 40, 24), normal(rng, 1, 4, 24)
+    got = attend(query, latents.T[None], latents[None, :, :16], int32(40), NO_PATH)
+    assert got.shape == (1, 4, 16)
+    want = softmax_attention(query[0], latents.T[None], latents[None], range(40))[:, :16]
+    np.testing.assert_allclose(got[0], want, atol=2e-6)

@@ -249,7 +249,7 @@ def test_products_in_parts_are_the_same(backend, monkeypatch):
     linear = backend.program.linears[1]
     x = np.random.default_rng(4).standard_normal((9, linear.inputs)).astype(np.float32)
     want = backend._product(x, backend._weights.linear(linear, TARGET))
-    monkeypatch.setattr("elmoe.backend.reference.PRODUCT_ELEMENTS", 1)
+    monkeypatch.setattr("elmoe.backend.products.PRODUCT_ELEMENTS", 1)
     assert same_bits(backend._product(x, backend._weights.linear(linear, TARGET)), want)
 
 
@@ -332,11 +332,12 @@ def test_traffic_of_one_pass_by_hand(backend):
 def test_move_copies_as_if_all_at_once(backend):
     backend.allocate(0, 8)
     backend.forward(run_of(TOKENS[:6]))
-    keys, values = backend._kv[0].keys.copy(), backend._kv[0].values.copy()
+    before = [(layer.keys.copy(), layer.values.copy()) for layer in backend._kv[0]]
     backend.move(0, int32([1, 2, 5, 0]), int32([0, 1, 2, 7]))
-    for source, destination in {1: 0, 2: 1, 5: 2, 0: 7, 3: 3, 4: 4}.items():
-        assert (backend._kv[0].keys[..., destination] == keys[..., source]).all()
-        assert (backend._kv[0].values[:, :, destination] == values[:, :, source]).all()
+    for layer, (keys, values) in zip(backend._kv[0], before, strict=True):
+        for source, destination in {1: 0, 2: 1, 5: 2, 0: 7, 3: 3, 4: 4}.items():
+            assert (layer.keys[..., destination] == keys[..., source]).all()
+            assert (layer.values[:, destination] == values[:, source]).all()
 
 
 def test_caches_come_and_go(backend, alone):
@@ -354,7 +355,7 @@ def test_keys_and_values_are_fp16_and_saturate(tiny, monkeypatch):
     fresh._weights._vectors["layers.0.attention.key_norm"] = np.full(64, 1e6, dtype=np.float32)
     fresh.allocate(0, 4)
     fresh.forward(run_of(TOKENS[:4]))
-    keys = fresh._kv[0].keys[0]
+    keys = fresh._kv[0][0].keys
     assert np.abs(keys).max() == 65504
     assert (keys == keys.astype(np.float16)).all()
 

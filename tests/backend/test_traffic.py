@@ -10,8 +10,8 @@ from elmoe.backend.traffic import count_traffic
 from elmoe.models.footprint import Footprint
 
 SIZES = Footprint(
-    dense=1000, dense_msb=600, experts_msb=0, experts_lsb=0, scales=0, kv_per_token=7, expert_msb=60, expert_lsb=40,
-    moe_layers=1, experts=4, experts_per_tok=1,
+    dense=1000, dense_msb=600, experts_msb=0, experts_lsb=0, scales=0, kv_per_token=7, windows=(), expert_msb=60,
+    expert_lsb=40, moe_layers=1, experts=4, experts_per_tok=1,
 )  # fmt: skip
 
 
@@ -58,6 +58,25 @@ def test_weights_are_counted_on_their_tier(pool, draft, fast, slow):
 )
 def test_each_kv_cell_is_counted_once(sequences, prefix, path, cells):
     assert count_traffic(SIZES, rows(sequences, prefix, path), READ, None, None).kv_bytes == 7 * cells
+
+
+@pytest.mark.parametrize(
+    ("sequences", "prefix", "path", "cells", "in_window"),
+    [
+        ([0], [5], (), 5, 4),
+        ([0], [3], (), 3, 3),
+        ([0, 0, 0], [6, 7, 8], (), 8, 6),  # the first row sees positions 2 to 5, the last one 4 to 7
+        ([0, 1], [5, 9], (), 14, 4 + 4),
+        ([0, 0], [9, 9], [[9, -1], [9, 10]], 11, 4 + 1),  # the root sees 6 to 9, its child 7 to 10
+    ],
+)
+def test_a_sliding_window_leaves_cells_behind(sequences, prefix, path, cells, in_window):
+    plain = rows(sequences, prefix, path)
+    steps = (plain.path >= 0).sum(axis=1) if plain.path.size else 0
+    positions = (np.array(prefix) + steps - 1).astype(np.int32)
+    sizes = replace(SIZES, windows=((4, 3),))
+    traffic = count_traffic(sizes, replace(plain, positions=positions), READ, None, None)
+    assert traffic.kv_bytes == 4 * cells + 3 * in_window
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 4), st.integers(0, 2**32 - 1))

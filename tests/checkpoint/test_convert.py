@@ -16,7 +16,7 @@ import elmoe.checkpoint.sources as sources_module
 from elmoe.checkpoint.convert import convert
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.partial_folder import partial_folder
-from elmoe.errors import CheckpointError, ConfigError, StorageError, UnsupportedModelError
+from elmoe.errors import CheckpointError, ConfigError, StorageError
 from elmoe.quant.bitnested import dequantize, quantize
 from elmoe.quant.tiles import plane_bytes, unpack
 
@@ -172,12 +172,13 @@ def test_sources_that_are_none(source: Source, converted: Path, tmp_path: Path) 
         convert(source.path / "config.json", tmp_path / "d")
     with pytest.raises(ConfigError, match=r"model\.elmoe is an \.elmoe folder already; use it as it is"):
         convert(converted, tmp_path / "d")
-    with pytest.raises(UnsupportedModelError, match=r"m\.gguf: GGUF files cannot be read .* give the Hugging"):
+    with pytest.raises(CheckpointError, match=r"m\.gguf does not exist; give a Hugging Face folder or a GGUF file"):
         convert(tmp_path / "m.gguf", tmp_path / "d")
     (tmp_path / "ggufs").mkdir()
     (tmp_path / "ggufs" / "q8.gguf").write_bytes(b"")
-    with pytest.raises(UnsupportedModelError, match=r"q8\.gguf: GGUF files cannot be read"):
-        convert(tmp_path / "ggufs", tmp_path / "d")
+    for path in ("ggufs", "ggufs/q8.gguf"):
+        with pytest.raises(CheckpointError, match=r"q8\.gguf is not a GGUF file"):
+            convert(tmp_path / path, tmp_path / "d")
 
 
 def test_destinations_that_are_none(source: Source, converted: Path, tmp_path: Path) -> None:

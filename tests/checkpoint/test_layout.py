@@ -11,10 +11,12 @@ from elmoe.checkpoint.supported import supported_model
 from elmoe.errors import InternalError
 from elmoe.models.footprint import footprint
 
+MXFP4 = {"quantization_config": {"quant_method": "mxfp4"}}
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_pieces_are_aligned_disjoint_and_inside_their_files(tied: bool) -> None:
-    _, program = supported_model(CONFIG | {"tie_word_embeddings": tied})
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, MXFP4])
+def test_pieces_are_aligned_disjoint_and_inside_their_files(changes: dict[str, object]) -> None:
+    _, program = supported_model(CONFIG | changes)
     layout = layout_of(program)
     ends = dict.fromkeys(layout.file_bytes, 0)
     for _, extent in sorted(layout.extents(), key=lambda piece: piece[1]):
@@ -26,14 +28,23 @@ def test_pieces_are_aligned_disjoint_and_inside_their_files(tied: bool) -> None:
         assert file == "dense.bin" or layout.file_bytes[file] % 4096 == 0
 
 
-def test_sizes_are_those_of_the_footprint() -> None:
-    shape, program = supported_model(CONFIG)
+@pytest.mark.parametrize("changes", [{}, MXFP4])
+def test_sizes_are_those_of_the_footprint(changes: dict[str, object]) -> None:
+    shape, program = supported_model(CONFIG | changes)
     layout, sizes = layout_of(program), footprint(shape, program)
     total = sum(extent.size_bytes for _, extent in layout.extents())
     assert total == sizes.total
     assert layout.experts.msb_record_bytes == sizes.expert_msb
     assert layout.experts.lsb_record_bytes == sizes.expert_lsb
     assert sum(layout.file_bytes.values()) >= sizes.total
+
+
+def test_mxfp4_experts_are_one_record_each() -> None:
+    layout = layout_of(supported_model(CONFIG | MXFP4)[1])
+    assert layout.file_bytes["experts_lsb.bin"] == layout.experts.lsb_stride == 0
+    assert layout.experts.extent("lsb", 1, 2) == ("experts_lsb.bin", 0, 0)
+    # gate_up [64, 96] and down [96, 32]: per 16 rows 512 bytes a tile of 64 inputs, scales 32 a tile, rounded up to 64
+    assert layout.experts.msb_record_bytes == 4 * (2 * 512 + 64) + 6 * (512 + 64)
 
 
 @pytest.mark.parametrize(("layer", "expert"), [(-1, 0), (2, 0), (0, -1), (0, 3)])

@@ -9,7 +9,17 @@ from synthetic import Source
 
 import elmoe.checkpoint.sources as sources_module
 from elmoe.checkpoint.convert import convert
-from elmoe.errors import CheckpointError, TensorError
+from elmoe.checkpoint.safetensors_folder import SafetensorsFolder
+from elmoe.checkpoint.sources import MatrixSource, model_sources
+from elmoe.checkpoint.supported import supported_model
+from elmoe.checkpoint.weight_source import Int8Rows, Mxfp4Rows, RowIndex, Rows, floats, select
+from elmoe.errors import CheckpointError, InternalError, TensorError
+from elmoe.models.program import Linear
+from elmoe.models.registry import family_of
+from elmoe.models.source_tensors import Part
+from elmoe.quant import mxfp4
+from elmoe.quant.bitnested import quantize
+from elmoe.quant.tiles import unpack
 
 
 def names(folder: Path) -> list[str]:
@@ -69,3 +79,73 @@ def test_config_of_another_model(source: Source, tmp_path: Path, changes: dict[s
     (source.path / "config.json").write_text(json.dumps(source.config | changes))
     with pytest.raises(CheckpointError, match=message):
         convert(source.path, tmp_path / "d")
+
+
+class Quantised(SafetensorsFolder):
+    """A source whose only tensor, [64, 96], is quantised already; nothing is opened."""
+
+    def __init__(self, kind: str) -> None:
+        weights = np.random.default_rng(0).standard_normal((64, 96), dtype=np.float32)
+        self.codes, self.scales = quantize(weights) if kind == "int8" else mxfp4.quantize(weights)
+
+    def read(self, part: Part, first: int, last: int) -> Rows:
+        return select(part, first, last, self.rows)
+
+    def rows(self, index: RowIndex) -> Rows:
+        if self.codes.dtype == np.int8:
+            return Int8Rows(self.codes[index], self.scales[index])
+        return Mxfp4Rows(self.codes[index], self.scales[index])
+
+
+def test_int8_goes_into_int8_bit_for_bit() -> None:
+    """Codes that no quantisation of their values would give back, too: a group's largest is not always 127."""
+    source, part = Quantised("int8"), Part("t", (64, 96), 64)
+    source.codes //= 2
+    matrix = MatrixSource(Linear("m", 64, 96), (part,))
+    codes, scales = unpack(*matrix.planes(source, 16, 48), 32, 96)
+    np.testing.assert_array_equal(codes, source.codes[16:48])
+    np.testing.assert_array_equal(scales, source.scales[16:48])
+
+
+def test_int8_that_is_padded_by_whole_groups_stays_as_it_is() -> None:
+    source, part = Quantised("int8"), Part("t", (64, 96), 64, inputs=64)
+    source.codes //= 2
+    matrix = MatrixSource(Linear("m", 64, 128), (part,))
+    codes, scales = unpack(*matrix.planes(source, 0, 64), 64, 128)
+    np.testing.assert_array_equal(codes, np.pad(source.codes[:, :64], ((0, 0), (0, 64))))
+    np.testing.assert_array_equal(scales, np.pad(source.scales[:, :2], ((0, 0), (0, 2))))
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "inputs"),
+    [
+        ("int8", Part("t", (64, 96), 96, transposed=True), 64),
+        ("int8", Part("t", (64, 96), 64, inputs=80), 96),
+        ("mxfp4", Part("t", (64, 96), 64), 96),
+        ("mxfp4", Part("t", (64, 96), 96, transposed=True, inputs=50), 64),
+    ],
+)
+def test_what_cannot_stay_is_quantised_anew(kind: str, part: Part, inputs: int) -> None:
+    source = Quantised(kind)
+    matrix = MatrixSource(Linear("m", part.rows, inputs), (part,))
+    values = floats(source.read(part, 0, part.rows), "t")
+    expected = quantize(np.pad(values, ((0, 0), (0, inputs - part.width))))
+    codes, scales = unpack(*matrix.planes(source, 0, part.rows), part.rows, inputs)
+    np.testing.assert_array_equal(codes, expected[0])
+    np.testing.assert_array_equal(scales, expected[1])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_damaged_int8_scales(value: float) -> None:
+    source, part = Quantised("int8"), Part("t", (64, 96), 64)
+    source.scales[37, 2] = value
+    matrix = MatrixSource(Linear("m", 64, 96), (part,))
+    with pytest.raises(TensorError, match=r"^t \(counted from row 32\): NaN or Inf scale in row 5; the checkpoint is"):
+        matrix.planes(source, 32, 64)
+
+
+def test_parts_that_do_not_fit_the_program_are_a_bug_of_ours(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = family_of(source.config)
+    monkeypatch.setattr(family, "parts", lambda values, name: (Part("t", (7, 96), 7),))
+    with pytest.raises(InternalError, match=r"name='embedding'.*: its parts have 7 rows of \[96\]"):
+        model_sources(family, source.config, *supported_model(source.config))

@@ -28,6 +28,15 @@ def test_pieces_in_parts(tmp_path: Path) -> None:
     assert not any(content[: first.offset])
 
 
+def test_pieces_of_no_bytes(tmp_path: Path) -> None:
+    layout = layout_of(supported_model(CONFIG | {"quantization_config": {"quant_method": "mxfp4"}})[1])
+    extent = layout.experts.extent("lsb", 0, 1)
+    with PieceWriter(tmp_path, layout) as writer:
+        writer.append(extent, np.empty(0, np.uint8))
+    assert writer.crcs == {extent: 0}
+    assert (tmp_path / extent.file).read_bytes() == b""
+
+
 def test_never_writes_into_files_that_exist(tmp_path: Path) -> None:
     (tmp_path / "experts_lsb.bin").write_bytes(b"x")
     with pytest.raises(FileExistsError):

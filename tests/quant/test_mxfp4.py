@@ -30,8 +30,8 @@ MATRICES = hnp.arrays(
 )
 
 
-def random_blocks(seed: int, scales: tuple[int, int] = (0, 252), rows: int = 3) -> tuple[UInt8, UInt8]:
-    """Codes [rows, 96] and scale bytes [rows, 3] in a range that FP32 can hold."""
+def random_blocks(seed: int, scales: tuple[int, int] = (2, 252), rows: int = 3) -> tuple[UInt8, UInt8]:
+    """Codes [rows, 96] and scale bytes [rows, 3] in a range that FP32 and the arithmetic can hold."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 16, size=(rows, 96), dtype=np.uint8)
     return codes, rng.integers(*scales, size=(rows, 3), dtype=np.uint8, endpoint=True)
@@ -101,7 +101,18 @@ def test_elements_equal_ml_dtypes(weights: Float32) -> None:
 def test_every_scale_equals_ml_dtypes() -> None:
     scales = np.arange(255, dtype=np.uint8)[None]
     expected = scales.view(ml_dtypes.float8_e8m0fnu).astype(np.float64) / 2
+    expected[0, :2] = 0
     np.testing.assert_array_equal(mxfp4.halved_scales(scales).astype(np.float64), expected)
+
+
+def test_half_of_every_scale_is_zero_or_a_normal_number_made_of_its_exponent_bits() -> None:
+    """What the kernels do with a byte."""
+    scales = np.arange(255, dtype=np.uint8)[None]
+    exponents = np.maximum(scales.astype(np.int32) - 1, 0) << 23
+    half = mxfp4.halved_scales(scales)
+    assert half.dtype == np.float32
+    assert half.tobytes() == exponents.tobytes()
+    assert half[half > 0].min() == np.finfo(np.float32).smallest_normal
 
 
 def test_doubled_codes_are_twice_the_values() -> None:
@@ -114,11 +125,13 @@ def test_doubled_codes_are_twice_the_values() -> None:
 
 
 def test_every_code_at_every_scale_dequantises_exactly() -> None:
-    """Scale bytes 0 (subnormal products) to 252; from 253 on, 6 is beyond FP32."""
+    """Scale bytes 2 to 252, and 0 and 1 as zeros; from 253 on, 6 is beyond FP32."""
     codes = np.tile(np.arange(16, dtype=np.uint8), (253, 2))
     scales = np.arange(253, dtype=np.uint8)[:, None]
     values = np.array(VALUES + tuple(-value for value in VALUES))
     expected = values[codes] * 2.0 ** (scales.astype(np.float64) - 127)
+    assert np.abs(expected[:2]).max() < 2.0**-123
+    expected[:2] = 0
     np.testing.assert_array_equal(mxfp4.dequantize(codes, scales).astype(np.float64), expected)
 
 
@@ -134,14 +147,26 @@ def test_blocks_with_a_large_element_round_trip(seed: int) -> None:
 
 @given(MATRICES)
 def test_error_bound(weights: Float32) -> None:
-    """A quarter of the scale below 2, a half below 4, one below 6, and less than two where 6 saturates."""
+    """A quarter of the scale below 2, a half below 4, one below 6, and less than two where 6 saturates.
+
+    What is taken as zero is lost whole.
+    """
     codes, scales = mxfp4.quantize(weights)
-    scale = 2.0 ** (scales.astype(np.float64).repeat(GROUP, axis=1) - 127)
+    bytes_of_all = scales.astype(np.float64).repeat(GROUP, axis=1)
+    scale = 2.0 ** (bytes_of_all - 127)
     size = np.abs(weights) / scale
     assert size.max() < 8
-    bound = np.select([size < 2, size < 4, size < 6], [0.25, 0.5, 1.0], size - 6)
+    bound = np.select([bytes_of_all < 2, size < 2, size < 4, size < 6], [size, 0.25, 0.5, 1.0], size - 6)
     error = np.abs(weights.astype(np.float64) - mxfp4.dequantize(codes, scales))
     assert (error <= bound * scale).all()
+
+
+def test_blocks_below_two_to_the_minus_123_are_zero() -> None:
+    edge = np.float32(2.0**-123)
+    weights = np.stack([np.full(GROUP, edge), np.full(GROUP, np.nextafter(edge, np.float32(0)))])
+    codes, scales = mxfp4.quantize(weights)
+    assert scales.tolist() == [[2], [1]]
+    np.testing.assert_array_equal(mxfp4.dequantize(codes, scales), weights * [[1], [0]])
 
 
 def test_zero_blocks_are_exact() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from elmoe.errors import ConfigError, UnsupportedModelError
-from elmoe.models.shape import ModelShape
+from elmoe.models.registry import family_of
 from elmoe.sim.model import MODELS, SimModel, load_model, model_from_config, model_from_shape
 
 
@@ -247,36 +248,11 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
     assert len(MODELS) == 4
 
 
-def test_the_model_of_a_trace_is_that_of_its_config() -> None:
-    shape = ModelShape(
-        family="qwen3_moe",
-        layers=6,
-        moe_layers=(1, 2, 3, 4, 5),
-        hidden=256,
-        heads=8,
-        kv_heads=2,
-        head_dim=32,
-        experts=32,
-        experts_per_tok=4,
-        expert_hidden=96,
-        dense_hidden=512,
-        vocab=8192,
-        max_context=1024,
-        tied_head=True,
-    )
-    config = {
-        "num_hidden_layers": 6,
-        "hidden_size": 256,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "num_experts": 32,
-        "num_experts_per_tok": 4,
-        "moe_intermediate_size": 96,
-        "intermediate_size": 512,
-        "mlp_only_layers": [0],
-        "vocab_size": 8192,
-        "max_position_embeddings": 1024,
-        "tie_word_embeddings": True,
-    }
-    assert model_from_shape(shape, "x") == model_from_config(config, "x")
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_of_a_trace_is_that_of_its_config(name: str) -> None:
+    text = (files("elmoe.sim") / "specs" / "models" / f"{name}.json").read_text(encoding="utf-8")
+    config = json.loads(text)
+    if "layer_types" in config:  # whole, as in a checkpoint
+        config["layer_types"] *= config["num_hidden_layers"] // 2
+    shape = family_of(config).shape(config)
+    assert model_from_shape(shape, name) == model_from_config(config, name) == load_model(name)

@@ -30,27 +30,73 @@ from elmoe.quant.bitnested import Float32
 from verify import dequantised, hf_models, prompts
 from verify.forward import forward_batch
 from verify.injected_noise import Noise, NoisyBackend, band, typical_difference
-from verify.variants import PARENTS
+from verify.variants import DEEPSEEK_YARN, PARENTS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SAME = 2e-5
+BAND = "int8_typical_difference"
+"""Drawn at random from the bits of every activation: one that differs says nothing."""
 REPETITIONS = 8
 TOP = 64
 POSITIONS_PER_PROMPT = 8
 RANDOM_SEED = 20
-RANDOM_CHANGES: dict[str, Any] = {"mlp_only_layers": [1]}
+RANDOM_MODELS: dict[str, dict[str, Any]] = {
+    "random_moe": {"family": "qwen3_moe", "mlp_only_layers": [1]},
+    "random_qwen2_moe": {
+        "family": "qwen2_moe",
+        "num_hidden_layers": 2,
+        "num_experts": 4,
+        "mlp_only_layers": [1],
+        "intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 1,
+    },
+    "random_olmoe": {"family": "olmoe", "num_hidden_layers": 2, "num_experts": 3, "clip_qkv": 0.6},
+    "random_mixtral": {"family": "mixtral", "num_hidden_layers": 2, "num_local_experts": 3, "sliding_window": 8},
+    "random_granitemoe": {"family": "granitemoe", "num_hidden_layers": 2, "num_local_experts": 3},
+    "random_glm4_moe_lite": {
+        "family": "glm4_moe_lite",
+        "num_hidden_layers": 2,
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+        "intermediate_size": 32,
+        "kv_lora_rank": 32,
+        "qk_nope_head_dim": 8,
+    },
+    "random_deepseek_v2": {
+        "family": "deepseek_v2",
+        "num_hidden_layers": 2,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "intermediate_size": 32,
+        "kv_lora_rank": 32,
+        "qk_nope_head_dim": 8,
+        "rope_parameters": DEEPSEEK_YARN,
+    },
+    "random_gpt_oss": {
+        "family": "gpt_oss",
+        "num_hidden_layers": 2,
+        "num_local_experts": 4,
+        "sliding_window": 8,
+        "quantization_config": {"quant_method": "mxfp4"},
+    },
+}
+"""Models of `hf_models.CONFIGS` with a few experts, so that the files are small."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def random_model() -> None:
+def random_model(name: str, changes: Mapping[str, Any]) -> None:
     """A checkpoint in BF16, and logits of a text and of a tree over its first half."""
-    folder = GOLDEN / "random_moe"
-    hf_models.save_random_model(folder, RANDOM_SEED, **RANDOM_CHANGES)
+    folder = GOLDEN / name
+    hf_models.save_random_model(folder, RANDOM_SEED, **changes)
     (folder / "generation_config.json").unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        convert(folder, Path(name) / "random_moe.elmoe")
-        checkpoint = Checkpoint.open(Path(name) / "random_moe.elmoe")
+    with tempfile.TemporaryDirectory() as converted:
+        convert(folder, Path(converted) / f"{name}.elmoe")
+        checkpoint = Checkpoint.open(Path(converted) / f"{name}.elmoe")
         theirs = hf_models.load(checkpoint.config, dequantised.from_source(folder))
         rng = np.random.default_rng(RANDOM_SEED)
         text = rng.integers(0, checkpoint.shape.vocab, 48)
@@ -63,9 +109,9 @@ def random_model() -> None:
             "tree_parents": np.array(PARENTS),
             "tree_logits": hf_models.tree_logits(theirs, prefix, tree.tolist(), PARENTS),
         }
-        arrays["int8_typical_difference"] = _int8_band(checkpoint, [text.tolist()], _whole)
-        keep_or_write(GOLDEN / "random_moe.safetensors", arrays)
-        _write_text(GOLDEN / "random_moe.json", _digests(checkpoint))
+        arrays[BAND] = _int8_band(checkpoint, [text.tolist()], _whole)
+        keep_or_write(GOLDEN / f"{name}.safetensors", arrays)
+        _write_text(GOLDEN / f"{name}.json", _digests(checkpoint))
 
 
 def tiny() -> None:
@@ -96,7 +142,7 @@ def tiny() -> None:
             first += len(text)
         return np.concatenate(rows)
 
-    arrays["int8_typical_difference"] = _int8_band(checkpoint, texts, top_logits)
+    arrays[BAND] = _int8_band(checkpoint, texts, top_logits)
     keep_or_write(GOLDEN / "tiny.safetensors", arrays)
     _write_text(GOLDEN / "tiny.json", _digests(checkpoint))
     _write_text(GOLDEN / "chat.json", _chats(checkpoint.path))
@@ -139,7 +185,7 @@ def keep_or_write(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write a golden file unless the one that is there says the same."""
     if path.exists():
         old = load_file(path)
-        if old.keys() == arrays.keys() and all(_same(old[name], new) for name, new in arrays.items()):
+        if old.keys() == arrays.keys() and all(_same(old[name], arrays[name]) for name in arrays.keys() - {BAND}):
             print(f"{path.name}: unchanged")
             return
     save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, path)
@@ -156,5 +202,6 @@ def _write_text(path: Path, values: Any) -> None:
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
-    random_model()
+    for name, changes in RANDOM_MODELS.items():
+        random_model(name, changes)
     tiny()

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from elmoe.backend.decoded import Activations
+from elmoe.backend.protocol import DraftQuality
 from elmoe.backend.reference import ReferenceBackend
 from elmoe.checkpoint.convert import convert
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.text import Tokenizer
 from elmoe.quant.bitnested import Float32
 from verify import dequantised, prompts
-from verify.forward import forward_batch, forward_tree
+from verify.forward import forward_batch, forward_speculatively, forward_tree
 from verify.variants import PARENTS, VARIANTS
 
 hf_models = pytest.importorskip("verify.hf_models", reason="make verify installs torch and transformers")
@@ -89,6 +90,16 @@ def test_a_tree_is_its_paths(pair: Pair) -> None:
             path.insert(0, PARENTS[path[0]])
         theirs = hf_models.sequence_logits(pair.theirs, [*prefix, *(tokens[node] for node in path)])
         assert difference(ours[path], theirs[len(prefix) :]) < TOLERANCE
+
+
+def test_after_speculation(pair: Pair) -> None:
+    """Drafts of low quality write the cache, verification overwrites it, accepted nodes move: as if never drafted."""
+    text, shape = max(pair.texts, key=len), pair.ours.shape
+    path, start = [0, 2, 6, 9], len(text) // 2
+    pool = np.arange(shape.experts) % 2 == np.arange(len(shape.moe_layers))[:, None] % 2
+    draft = DraftQuality(bits=4, experts_per_tok=1)
+    ours = forward_speculatively(pair.ours, text, start, pair.tree(), PARENTS, path, draft, pool)
+    assert difference(ours, hf_models.sequence_logits(pair.theirs, text)[start:]) < TOLERANCE
 
 
 def test_routing_is_realistic(pair: Pair) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 
 from elmoe.backend.protocol import DraftQuality
 from elmoe.checkpoint.folder import Checkpoint
-from elmoe.models.program import GatedMlp, Linear, MixtureOfExperts
+from elmoe.models.program import GatedMlp, Linear, MixtureOfExperts, Storage
+from elmoe.quant import mxfp4
 from elmoe.quant.bitnested import (
     GROUP,
     STORED_DRAFT_BITS,
@@ -27,7 +28,7 @@ from elmoe.quant.bitnested import (
     draft_codes,
     quantize_dedicated,
 )
-from elmoe.quant.tiles import TILE_ROWS, plane_bytes, unpack, unpack_draft
+from elmoe.quant.tiles import TILE_ROWS, unpack, unpack_draft, unpack_mxfp4
 
 TARGET = DraftQuality(bits=8)
 """Undegraded weights."""
@@ -50,6 +51,12 @@ class Decoded:
     """[G, 32, N] integers held in FP32; for FP32 activations: dequantised weights [1, K, N]."""
     scales: Float32
     """[G, N]."""
+
+    def rows(self, first: int, last: int) -> Decoded:
+        """Some rows of the matrix: the block of one head."""
+        return Decoded(
+            np.ascontiguousarray(self.codes[..., first:last]), np.ascontiguousarray(self.scales[..., first:last])
+        )
 
 
 class DecodedWeights:
@@ -77,10 +84,12 @@ class DecodedWeights:
 
     def expert(self, block: MixtureOfExperts, expert: int, quality: DraftQuality) -> tuple[Decoded, Decoded]:
         """(gate_up, down) of one expert. At the stored draft width the LSB record is not touched."""
+        gate_up, down = block.expert.gate_up, block.expert.down
+        if gate_up.storage is Storage.MXFP4:
+            quality = TARGET
         key = (block.layer, expert, quality.bits, quality.treatment)
         if key not in self._experts:
-            gate_up, down = block.expert.gate_up, block.expert.down
-            msb_split, lsb_split = plane_bytes(gate_up.outputs, gate_up.inputs)
+            msb_split, lsb_split = gate_up.plane_bytes
             msb = self.checkpoint.expert_msb(block.layer, expert)
 
             def lsb() -> UInt8:
@@ -95,7 +104,8 @@ class DecodedWeights:
     def _decode(self, linear: Linear, quality: DraftQuality, msb: UInt8, lsb: Callable[[], UInt8]) -> Decoded:
         codes, scales = _codes(linear, quality, msb, lsb)
         if self.activations is Activations.FP32:
-            weights = np.ascontiguousarray(dequantize(codes, scales).T)[None]
+            grouped = codes.reshape(*scales.shape, GROUP).astype(np.float32) * scales.astype(np.float32)[..., None]
+            weights = np.ascontiguousarray(grouped.reshape(codes.shape).T)[None]
             return Decoded(weights, np.ones((1, linear.outputs), dtype=np.float32))
         grouped = codes.reshape(linear.outputs, -1, GROUP).transpose(1, 2, 0)  # [G, 32, N]
         return Decoded(
@@ -103,9 +113,14 @@ class DecodedWeights:
         )
 
 
-def _codes(linear: Linear, quality: DraftQuality, msb: UInt8, lsb: Callable[[], UInt8]) -> tuple[Int8, Float16]:
-    """Codes [N, K] and scales [N, G] of a matrix at a quality, from its planes."""
+def _codes(
+    linear: Linear, quality: DraftQuality, msb: UInt8, lsb: Callable[[], UInt8]
+) -> tuple[Int8, Float16 | Float32]:
+    """Codes [N, K] and scales [N, G] of a matrix at a quality, from its planes; MXFP4 has one quality."""
     rows, inputs = linear.outputs, linear.inputs
+    if linear.storage is Storage.MXFP4:
+        floats, exponents = unpack_mxfp4(msb, rows, inputs)
+        return mxfp4.doubled(floats), mxfp4.halved_scales(exponents, linear.name)
     if quality.bits == STORED_DRAFT_BITS and quality.treatment is Treatment.AUGMENT:
         return unpack_draft(msb, rows, inputs)
     codes, scales = unpack(msb, lsb(), rows, inputs)

@@ -14,9 +14,11 @@ Padding with zeros adds exact zeros and changes no bit. Knows nothing about mode
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from elmoe.backend.protocol import Int32
 from elmoe.quant.bitnested import Float32
@@ -94,6 +96,11 @@ def softmax(x: Float32) -> Float32:
     return e / lane_sum(e)[..., None]
 
 
+def sigmoid(x: Float32) -> Float32:
+    """``1 / (1 + exp(-x))``."""
+    return np.float32(1) / (np.float32(1) + exponential(-x))
+
+
 def log_total(x: Float32) -> Float32:
     """``log(sum(exp(x)))`` over the last axis."""
     top = x.max(axis=-1)
@@ -107,44 +114,66 @@ def product(x: Float32, weight: Float32) -> Float32:
     return np.concatenate(parts)
 
 
-def attention(query: Float32, keys: Float32, values: Float32, prefix: Int32, path: Int32) -> Float32:
+@dataclass(frozen=True)
+class Sees:
+    """Which cells the R rows of one sequence attend to, in the order of positions."""
+
+    prefix: Int32
+    """[R] as in `Rows`."""
+    path: Int32
+    """[R, P] as in `Rows`."""
+    first: Int32
+    """[R] first visible position: above 0 where a sliding window has left some behind."""
+
+    def of(self, rows: npt.NDArray[np.intp]) -> Sees:
+        """Some of the rows."""
+        return Sees(self.prefix[rows], self.path[rows], self.first[rows])
+
+
+def attention(query: Float32, keys: Float32, values: Float32, sees: Sees, sinks: Float32 | None = None) -> Float32:
     """Attention of R rows of one sequence over its cache.
 
-    query [R, H, d], already scaled by 1/sqrt(d); keys [H_kv, d, cells]; values [H_kv, cells, d]; prefix [R] and
-    path [R, P] as in `Rows`. Returns [R, H, d]. Query head h reads key-value head ``h // (H / H_kv)``.
+    query [R, H, d], already scaled; keys [H_kv, d, cells]; values [H_kv, cells, v]; sinks [H]: a score per head that
+    has no value. Returns [R, H, v]. Query head h reads key-value head ``h // (H / H_kv)``.
     """
     R, H, d = query.shape
-    kv_heads = keys.shape[0]
+    kv_heads, width = keys.shape[0], values.shape[-1]
     grouped = query.reshape(R, kv_heads, H // kv_heads, d)
-    out = np.empty_like(grouped)
+    out = np.empty((R, kv_heads, H // kv_heads, width), dtype=np.float32)
+    by_head = None if sinks is None else sinks.reshape(kv_heads, -1)
     # A path begins where its row's prefix ends, so rows with paths are computed together only for equal prefixes.
-    together = [prefix == length for length in np.unique(prefix)] if path.shape[1] else [np.ones(R, dtype=np.bool_)]
+    has_path, prefix = bool(sees.path.shape[1]), sees.prefix
+    together = [prefix == length for length in np.unique(prefix)] if has_path else [np.ones(R, dtype=np.bool_)]
     for member in together:
         rows, longest = np.flatnonzero(member), int(prefix[member].max())
         step = max(1, CHUNK_ELEMENTS // (H * d * max(longest, 1)))
-        for first in range(0, len(rows), step):
-            chunk = rows[first : first + step]
-            scores = _scores(grouped[chunk], keys, prefix[chunk], path[chunk], longest)
-            out[chunk] = _mix(scores, values, path[chunk], longest)
-    return out.reshape(R, H, d)
+        for begin in range(0, len(rows), step):
+            chunk = rows[begin : begin + step]
+            mine = sees.of(chunk)
+            scores = _scores(grouped[chunk], keys, mine, longest)
+            out[chunk] = _mix(scores, values, mine.path, longest, by_head)
+    return out.reshape(R, H, width)
 
 
-def _scores(query: Float32, keys: Float32, prefix: Int32, path: Int32, longest: int) -> Float32:
+def _scores(query: Float32, keys: Float32, sees: Sees, longest: int) -> Float32:
     """Scores [r, H_kv, H/H_kv, longest + P] of a chunk, -inf where a row does not look; query [r, H_kv, H/H_kv, d]."""
     seen = keys[None, :, None, :, :longest]  # [1, H_kv, 1, d, longest]
     scores = eight_sum(query[..., None] * seen, axis=-2)
-    hidden = np.arange(longest) >= prefix[:, None]  # [r, longest]
+    positions = np.arange(longest)
+    hidden = (positions >= sees.prefix[:, None]) | (positions < sees.first[:, None])  # [r, longest]
     scores[np.broadcast_to(hidden[:, None, None], scores.shape)] = -np.inf
-    if not path.shape[1]:
+    if not sees.path.shape[1]:
         return scores
-    of_path = keys[:, :, path].transpose(2, 0, 1, 3)[:, :, None]  # [r, H_kv, 1, d, P]
+    of_path = keys[:, :, sees.path].transpose(2, 0, 1, 3)[:, :, None]  # [r, H_kv, 1, d, P]
     branch = eight_sum(query[..., None] * of_path, axis=-2)
-    branch = np.where((path >= 0)[:, None, None], branch, np.float32(-np.inf))
+    further = longest + np.arange(sees.path.shape[1])
+    shown = (sees.path >= 0) & (further >= sees.first[:, None])
+    branch = np.where(shown[:, None, None], branch, np.float32(-np.inf))
     return np.concatenate([scores, branch], axis=-1)
 
 
-def _mix(scores: Float32, values: Float32, path: Int32, longest: int) -> Float32:
-    """Online softmax of `_scores` over the values -> [r, H_kv, H/H_kv, d]."""
+def _mix(scores: Float32, values: Float32, path: Int32, longest: int, sinks: Float32 | None) -> Float32:
+    """Online softmax of `_scores` over the values -> [r, H_kv, H/H_kv, v]; sinks [H_kv, H/H_kv]."""
     rows, width = len(scores), scores.shape[-1]
     # Whole blocks of the prefix are shared by all rows; the last ones end in each row's own path.
     shared = longest - longest % BLOCK
@@ -154,15 +183,18 @@ def _mix(scores: Float32, values: Float32, path: Int32, longest: int) -> Float32
             values[:, path].transpose(1, 0, 2, 3),
         ],
         axis=2,
-    )  # [r, H_kv, width - shared, d]
+    )  # [r, H_kv, width - shared, v]
     top = np.full(scores.shape[:-1], -np.inf, dtype=np.float32)
     total = np.zeros_like(top)
+    if sinks is not None:  # a position with this score whose value is zero, before all others
+        top[:], total[:] = sinks, 1.0
     mixed = np.zeros((*scores.shape[:-1], values.shape[-1]), dtype=np.float32)
     for first in range(0, width, SPAN):
         last = min(first + SPAN, width)
         before, top = top, np.maximum(top, scores[..., first:last].max(axis=-1))
-        factor = exponential(before - top)
-        weights = exponential(scores[..., first:last] - top[..., None])
+        finite_top = np.where(np.isneginf(top), np.float32(0), top)  # spans that a window hides whole
+        factor = exponential(before - finite_top)
+        weights = exponential(scores[..., first:last] - finite_top[..., None])
         total = total * factor + lane_sum(weights)
         mixed = mixed * factor[..., None]
         own = min(max(shared - first, 0), last - first)  # positions of this span whose values are shared

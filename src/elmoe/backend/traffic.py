@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from elmoe.backend.protocol import Bool, DraftQuality, Rows, Traffic
+from elmoe.backend.protocol import Bool, DraftQuality, Int32, Rows, Traffic
 from elmoe.models.footprint import Footprint
 from elmoe.quant.bitnested import STORED_DRAFT_BITS
 
@@ -27,7 +28,10 @@ def count_traffic(sizes: Footprint, rows: Rows, read: Bool, pool: Bool | None, d
         expert = sizes.expert_msb + sizes.expert_lsb * extra
         kept = min(expert, sizes.expert_msb)  # the pool holds MSB planes: a wider draft fetches the bits below them
         fast, slow = round(dense + inside * kept), round(inside * (expert - kept) + outside * expert)
-    return Traffic(fast_bytes=fast, slow_bytes=slow, kv_bytes=_cells_seen(rows) * sizes.kv_per_token)
+    kv_bytes = _cells_seen(rows) * sizes.kv_per_token
+    for window, per_token in sizes.windows:
+        kv_bytes -= _cells_behind(rows, window) * per_token
+    return Traffic(fast_bytes=fast, slow_bytes=slow, kv_bytes=kv_bytes)
 
 
 def _cells_seen(rows: Rows) -> int:
@@ -35,9 +39,20 @@ def _cells_seen(rows: Rows) -> int:
     if rows.count == 1:
         return int(rows.prefix[0]) + int(np.count_nonzero(rows.path >= 0))
     sequences = rows.sequences
-    first = np.concatenate([[0], np.flatnonzero(sequences[1:] != sequences[:-1]) + 1])  # rows of one are adjacent
-    total = int(np.maximum.reduceat(rows.prefix, first).sum())
+    total = int(np.maximum.reduceat(rows.prefix, _first_rows(sequences)).sum())
     if rows.path.shape[1]:
         cells = np.sort((sequences.astype(np.int64)[:, None] << 32 | rows.path)[rows.path >= 0])
         total += int(np.count_nonzero(cells[1:] != cells[:-1])) + (len(cells) > 0)
     return total
+
+
+def _cells_behind(rows: Rows, window: int) -> int:
+    """Distinct cells of the prefixes that no row of their sequence sees through its sliding window."""
+    starts = _first_rows(rows.sequences)
+    behind = np.minimum.reduceat(np.maximum(rows.positions - (window - 1), 0), starts)
+    return int(np.minimum(behind, np.maximum.reduceat(rows.prefix, starts)).sum())
+
+
+def _first_rows(sequences: Int32) -> npt.NDArray[np.intp]:
+    """The first row of each sequence; rows of one are adjacent."""
+    return np.concatenate([[0], np.flatnonzero(sequences[1:] != sequences[:-1]) + 1])

@@ -1,8 +1,9 @@
-"""Conversion of a Hugging Face folder into an `.elmoe` folder.
+"""Conversion of a Hugging Face folder or a GGUF file into an `.elmoe` folder.
 
 Matrices are read, quantised and written in blocks of rows, so memory stays at a few blocks whatever the model's
 size. Blocks are quantised by a few threads and written in order: the same source gives the same bytes. Knows
-nothing about model families (`sources.py`) or about how the folder is laid out (`layout.py`).
+nothing about model families (`sources.py`), file formats (`weight_source.py`) or how the folder is laid out
+(`layout.py`).
 """
 
 from __future__ import annotations
@@ -17,22 +18,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from elmoe.checkpoint.folder import sha256_of
+from elmoe.checkpoint.gguf_file import GgufFile, gguf_model
 from elmoe.checkpoint.layout import Extent, Layout, layout_of
-from elmoe.checkpoint.manifest import COPIED_FILES, FORMAT, MANIFEST_FILE, VERSION, describe, to_bytes
+from elmoe.checkpoint.manifest import FORMAT, MANIFEST_FILE, VERSION, describe, to_bytes
 from elmoe.checkpoint.partial_folder import partial_folder, refuse_existing, sync
 from elmoe.checkpoint.safetensors_folder import SafetensorsFolder
 from elmoe.checkpoint.sources import MatrixSource, ModelSources, check_sources, model_sources
-from elmoe.checkpoint.supported import refuse_gguf, supported_model
+from elmoe.checkpoint.supported import supported_model
+from elmoe.checkpoint.weight_source import WeightSource
 from elmoe.checkpoint.writer import PieceWriter
 from elmoe.errors import CheckpointError, ConfigError, StorageError
 from elmoe.models.registry import family_of
 from elmoe.quant.bitnested import UInt8
-from elmoe.quant.tiles import pack
 
 MAX_THREADS = 8
 MANIFEST_ALLOWANCE_BYTES = 1 << 20
@@ -66,7 +69,7 @@ class _Block:
 
 
 def convert(source: Path, destination: Path, progress: Progress | None = None) -> ConversionReport:
-    """Quantise the model in the folder `source` into a new `.elmoe` folder `destination`.
+    """Quantise the model `source`, a Hugging Face folder or a GGUF file, into a new `.elmoe` folder `destination`.
 
     `destination` appears whole or not at all. Raises CheckpointError or UnsupportedModelError for a source that
     is broken or cannot be run, TensorError for NaN or Inf, ConfigError for a destination that exists or lies in
@@ -74,42 +77,48 @@ def convert(source: Path, destination: Path, progress: Progress | None = None) -
     """
     started = time.perf_counter()
     _check_paths(source, destination)
-    folder = SafetensorsFolder.open(source)
-    shape, program = supported_model(folder.config)
-    sources = model_sources(family_of(folder.config), shape, program)
-    tensors, tensor_bytes = check_sources(sources, folder, shape)
-    copied = [name for name in COPIED_FILES if (source / name).is_file()]
+    weights = _open(source)
+    shape, program = supported_model(weights.config)
+    family = family_of(weights.config)
+    sources = model_sources(family, weights.config, shape, program)
+    tensors, tensor_bytes = check_sources(sources, weights, shape, partial(family.ignored, weights.config))
+    texts = weights.small_files()
     layout = layout_of(program)
-    with _storage_errors(source, destination, layout, copied), partial_folder(destination) as partial:
-        meter = _Meter(progress, tensor_bytes + _bytes_of(source, [*copied, *folder.files]))
-        origin = _source_fields(source, [*copied, *folder.files], meter)
-        for name in copied:
-            shutil.copyfile(source / name, partial / name)
-            sync(partial / name)
-        with PieceWriter(partial, layout) as writer:
-            _write_vectors(writer, sources, folder, layout, meter)
-            _write_matrices(writer, sources, folder, layout, meter)
+    with _storage_errors(destination, layout, texts), partial_folder(destination) as made:
+        meter = _Meter(progress, tensor_bytes + sum(file.stat().st_size for file in weights.files))
+        origin = _source_fields(source, weights.files, meter)
+        for name, text in texts.items():
+            (made / name).write_bytes(text)
+            sync(made / name)
+        with PieceWriter(made, layout) as writer:
+            _write_vectors(writer, sources, weights, layout, meter)
+            _write_matrices(writer, sources, weights, layout, meter)
         values = {
             "format": FORMAT,
             "version": VERSION,
             "elmoe_version": version("elmoe"),
             "source": origin,
-            "files": layout.file_bytes | {name: (partial / name).stat().st_size for name in copied},
-            "copied": {name: origin["files"][name]["sha256"] for name in copied},
+            "files": layout.file_bytes | {name: len(text) for name, text in texts.items()},
+            "copied": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()},
             **describe(program, layout, writer.crcs),
         }
-        (partial / MANIFEST_FILE).write_bytes(to_bytes(values))
-        sync(partial / MANIFEST_FILE)
+        (made / MANIFEST_FILE).write_bytes(to_bytes(values))
+        sync(made / MANIFEST_FILE)
     size_bytes = sum(entry.stat().st_size for entry in destination.iterdir())
     return ConversionReport(tensors, size_bytes, time.perf_counter() - started, origin["sha256"])
 
 
+def _open(source: Path) -> WeightSource:
+    """The reader for what `source` is."""
+    file = gguf_model(source)
+    return SafetensorsFolder.open(source) if file is None else GgufFile.open(file)
+
+
 def _check_paths(source: Path, destination: Path) -> None:
-    refuse_gguf(source)
     if not source.exists():
-        raise CheckpointError(f"{source} does not exist; give a Hugging Face folder")
-    if not source.is_dir():
-        raise CheckpointError(f"{source} is not a folder; give a Hugging Face folder")
+        raise CheckpointError(f"{source} does not exist; give a Hugging Face folder or a GGUF file")
+    if not source.is_dir() and gguf_model(source) is None:
+        raise CheckpointError(f"{source} is not a folder; give a Hugging Face folder or a GGUF file")
     if (source / MANIFEST_FILE).exists():
         raise ConfigError(f"{source} is an .elmoe folder already; use it as it is")
     refuse_existing(destination)
@@ -120,9 +129,9 @@ def _check_paths(source: Path, destination: Path) -> None:
 
 
 @contextmanager
-def _storage_errors(source: Path, destination: Path, layout: Layout, copied: list[str]) -> Iterator[None]:
+def _storage_errors(destination: Path, layout: Layout, texts: dict[str, bytes]) -> Iterator[None]:
     """Refuse to start on a disk that is too full, and name what a failing system call was about."""
-    needed = sum(layout.file_bytes.values()) + _bytes_of(source, copied) + MANIFEST_ALLOWANCE_BYTES
+    needed = sum(layout.file_bytes.values()) + sum(map(len, texts.values())) + MANIFEST_ALLOWANCE_BYTES
     _check_free(destination, needed)
     try:
         yield
@@ -163,16 +172,11 @@ class _Meter:
             self._progress(self._done, self._total)
 
 
-def _bytes_of(folder: Path, names: list[str]) -> int:
-    return sum((folder / name).stat().st_size for name in names)
-
-
-def _source_fields(source: Path, names: list[str], meter: _Meter) -> dict[str, Any]:
+def _source_fields(source: Path, paths: tuple[Path, ...], meter: _Meter) -> dict[str, Any]:
     """The manifest's ``source`` field: base name, and size and SHA-256 of every file that is read."""
     files: dict[str, dict[str, Any]] = {}
-    for name in sorted(names):
-        digest = sha256_of(source / name, meter.add)
-        files[name] = {"bytes": (source / name).stat().st_size, "sha256": digest}
+    for path in sorted(paths):
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path, meter.add)}
     lines = "".join(f"{entry['sha256']}  {name}\n" for name, entry in files.items())
     return {
         "name": Path(os.path.abspath(source)).name,  # noqa: PTH100  resolve() would name the target of a link
@@ -182,23 +186,23 @@ def _source_fields(source: Path, names: list[str], meter: _Meter) -> dict[str, A
 
 
 def _write_vectors(
-    writer: PieceWriter, sources: ModelSources, folder: SafetensorsFolder, layout: Layout, meter: _Meter
+    writer: PieceWriter, sources: ModelSources, weights: WeightSource, layout: Layout, meter: _Meter
 ) -> None:
     for vector in sources.vectors:
-        writer.append(layout.vectors[vector.name], vector.read(folder).astype("<f4"))
-        meter.add(sum(folder.check(name, dims) for name, dims in vector.parts))
+        writer.append(layout.vectors[vector.name], vector.read(weights).astype("<f4"))
+        meter.add(vector.source_bytes(weights))
 
 
 def _write_matrices(
-    writer: PieceWriter, sources: ModelSources, folder: SafetensorsFolder, layout: Layout, meter: _Meter
+    writer: PieceWriter, sources: ModelSources, weights: WeightSource, layout: Layout, meter: _Meter
 ) -> None:
     def tiles(block: _Block) -> tuple[UInt8, UInt8]:
-        return pack(*block.matrix.quantized(folder, block.first, block.last))
+        return block.matrix.planes(weights, block.first, block.last)
 
     for block, (msb, lsb) in _in_order(tiles, _blocks(sources, layout)):
         writer.append(block.msb, msb)
         writer.append(block.lsb, lsb)
-        meter.add(block.matrix.source_bytes(folder, block.first, block.last))
+        meter.add(block.matrix.source_bytes(weights, block.first, block.last))
 
 
 def _blocks(sources: ModelSources, layout: Layout) -> Iterator[_Block]:

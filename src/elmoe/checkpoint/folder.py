@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from elmoe.checkpoint.json_file import read_json_object
 from elmoe.checkpoint.layout import Extent, Layout, Plane, expert_title, layout_of
@@ -87,7 +86,7 @@ class Checkpoint:
         return self._piece(self.expert_extent("msb", layer, expert), expert_title("msb", layer, expert))
 
     def expert_lsb(self, layer: int, expert: int) -> UInt8:
-        """LSB record, flat uint8: tiles of gate_up, then of down. `layer` counts MoE blocks."""
+        """LSB record, flat uint8: tiles of gate_up, then of down; empty for MXFP4. `layer` counts MoE blocks."""
         return self._piece(self.expert_extent("lsb", layer, expert), expert_title("lsb", layer, expert))
 
     def expert_extent(self, plane: Plane, layer: int, expert: int) -> Extent:
@@ -171,8 +170,10 @@ def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
     return digest.hexdigest()
 
 
-def _map(path: Path) -> npt.NDArray[np.uint8]:
+def _map(path: Path) -> UInt8:
     try:
+        if not path.stat().st_size:  # cannot be mapped: the LSB records of MXFP4 experts
+            return np.empty(0, dtype=np.uint8)
         return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
     except OSError as error:
         raise StorageError(f"{path} cannot be mapped: {os.strerror(error.errno or 0)}") from error

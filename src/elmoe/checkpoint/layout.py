@@ -3,7 +3,8 @@
 The layout follows from the layer program alone, so a manifest that disagrees with it is foreign or damaged.
 ``dense.bin`` holds the planes of the dense matrices and the FP32 vectors, each on a 64-byte boundary (a cache
 line, and an AVX-512 vector). ``experts_msb.bin`` and ``experts_lsb.bin`` hold one record per expert, layer by
-layer, each on a 4096-byte boundary and padded to it, so that one slice of one expert is one direct-I/O read.
+layer, each on a 4096-byte boundary and padded to it, so that one slice of one expert is one direct-I/O read. MXFP4
+has one plane: its LSB planes and records are of 0 bytes, and so is ``experts_lsb.bin`` where all experts are MXFP4.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Literal, NamedTuple
 
 from elmoe.errors import InternalError
 from elmoe.models.program import Program, expert_plane_bytes
-from elmoe.quant.tiles import plane_bytes
 
 DENSE_FILE, MSB_FILE, LSB_FILE = "dense.bin", "experts_msb.bin", "experts_lsb.bin"
 PIECE_ALIGNMENT_BYTES = 64
@@ -107,7 +107,7 @@ def layout_of(program: Program) -> Layout:
         return Extent(DENSE_FILE, start, size_bytes)
 
     for linear in program.linears:
-        msb_bytes, lsb_bytes = plane_bytes(linear.outputs, linear.inputs)
+        msb_bytes, lsb_bytes = linear.plane_bytes
         linears[linear.name] = place(msb_bytes), place(lsb_bytes)
     for name, dims in program.vectors.items():
         vectors[name] = place(4 * prod(dims))

@@ -9,21 +9,24 @@ An `.elmoe` folder is immutable and holds:
     * ``source``: ``name`` (the source folder's base name, never a path), ``files`` (``{name: {"bytes",
       "sha256"}}``), ``sha256`` (of the lines ``"<sha256>  <name>\n"``, names ascending);
     * ``msb_bits``: 4, the width at which the codes are cut (`quant/bitnested.py`);
-    * ``files``: bytes of every other file of the folder; ``copied``: SHA-256 of those copied from the source;
+    * ``files``: bytes of every other file of the folder; ``copied``: SHA-256 of the texts among them;
     * ``linears``: per dense matrix of `Program.linears` ``outputs``, ``inputs``, ``offset`` and ``msb_bytes``
-      of its MSB plane in ``dense.bin``, ``lsb_bytes`` of the LSB plane that follows, ``crc32: [msb, lsb]``;
+      of its MSB plane in ``dense.bin``, ``lsb_bytes`` of the LSB plane that follows, ``crc32: [msb, lsb]``, and
+      ``storage`` where it is another than INT8 (`models.program.Storage`);
     * ``vectors``: per FP32 tensor of `Program.vectors` ``shape``, ``offset``, ``bytes``, ``crc32``;
     * ``experts``: ``layers`` (MoE blocks), ``experts``, ``msb_record_bytes``, ``lsb_record_bytes``,
-      ``msb_stride``, ``lsb_stride``, and ``crc32_msb`` and ``crc32_lsb``, each [layers][experts];
+      ``msb_stride``, ``lsb_stride``, ``crc32_msb`` and ``crc32_lsb``, each [layers][experts], and ``storage``
+      as for ``linears``;
     * ``sha256``: of the manifest without this field as canonical JSON (sorted keys, no blanks, ASCII).
 
     No time stamps and no machine names: the same source gives the same bytes.
 ``dense.bin``, ``experts_msb.bin``, ``experts_lsb.bin``
     Planes in the tile layout of `quant/tiles.py` and little-endian FP32 vectors, placed by `layout.py`. A
     record of an expert is the tiles of ``gate_up`` (rows interleaved, see `models.program.GatedMlp`), then
-    those of ``down``. CRC-32 is zlib's, over a piece without its padding.
+    those of ``down``. MXFP4 has one plane, the MSB one; its LSB planes and records have 0 bytes. CRC-32 is zlib's,
+    over a piece without its padding.
 ``config.json`` and, where the source has them, ``generation_config.json``, the tokenizer and chat template
-    Byte-for-byte copies.
+    Byte-for-byte copies of a Hugging Face folder's; made from the metadata of a GGUF file.
 
 Other files in the folder (a model card) are ignored. This module knows the manifest's fields, not the weights.
 """
@@ -39,7 +42,7 @@ from typing import Any
 from elmoe.checkpoint.json_file import read_json_object
 from elmoe.checkpoint.layout import ExpertGrid, Extent, Layout
 from elmoe.errors import CheckpointError
-from elmoe.models.program import Program
+from elmoe.models.program import Linear, Program, Storage
 from elmoe.quant.bitnested import STORED_DRAFT_BITS
 
 MANIFEST_FILE = "manifest.json"
@@ -80,6 +83,7 @@ def describe(program: Program, layout: Layout, crcs: Crcs | None = None) -> dict
             "offset": msb.offset,
             "msb_bytes": msb.size_bytes,
             "lsb_bytes": lsb.size_bytes,
+            **_storage(linear),
             **({"crc32": [crcs[msb], crcs[lsb]]} if crcs else {}),
         }
     vectors: dict[str, dict[str, Any]] = {}
@@ -98,9 +102,14 @@ def describe(program: Program, layout: Layout, crcs: Crcs | None = None) -> dict
         "lsb_record_bytes": grid.lsb_record_bytes,
         "msb_stride": grid.msb_stride,
         "lsb_stride": grid.lsb_stride,
+        **_storage(program.moe_blocks[0].expert.gate_up),
         **(_expert_crcs(grid, crcs) if crcs else {}),
     }
     return {"msb_bits": STORED_DRAFT_BITS, "linears": linears, "vectors": vectors, "experts": experts}
+
+
+def _storage(linear: Linear) -> dict[str, str]:
+    return {} if linear.storage is Storage.INT8 else {"storage": linear.storage.value}
 
 
 def _expert_crcs(grid: ExpertGrid, crcs: Crcs) -> dict[str, list[list[int]]]:

@@ -1,7 +1,8 @@
 """From what a person types as MODEL to an `.elmoe` folder, converting into a cache folder where needed.
 
-MODEL is a built-in name, an `.elmoe` folder or a Hugging Face folder. A built-in name wins over a folder of the
-same name; ``./tiny`` is the folder. Knows nothing about what is in the folders.
+MODEL is a built-in name, an `.elmoe` folder, a Hugging Face folder or a GGUF file (of a model in several files, any
+one of them, or the folder that they are in). A built-in name wins over a folder of the same name; ``./tiny`` is the
+folder. Knows nothing about what is in the files.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from elmoe.checkpoint.convert import Progress, convert
+from elmoe.checkpoint.gguf_file import SUFFIX, gguf_model, read_gguf_config, split_files
 from elmoe.checkpoint.json_file import read_json_object
 from elmoe.checkpoint.manifest import MANIFEST_FILE, VERSION
-from elmoe.checkpoint.supported import refuse_gguf
 from elmoe.errors import BusyError, CheckpointError, ConfigError, StorageError
 
 BUILT_IN = ("tiny",)
 CONFIG_FILE = "config.json"
 WHAT_A_MODEL_IS = (
-    "MODEL is an .elmoe folder, a Hugging Face folder (config.json and safetensors), "
+    "MODEL is an .elmoe folder, a Hugging Face folder (config.json and safetensors), a .gguf file, "
     f"or a built-in name: {', '.join(BUILT_IN)}"
 )
 
@@ -34,28 +35,35 @@ POLL_SECONDS = 0.2
 def resolve(model: str, progress: Progress | None = None) -> Path:
     """The `.elmoe` folder of a MODEL.
 
-    A Hugging Face folder is converted once, into the cache folder, and again when one of its files has changed.
-    Raises CheckpointError for something that is no model, UnsupportedModelError for a GGUF file, and what
-    `convert` raises.
+    A Hugging Face folder or GGUF file is converted once, into the cache folder, and again when one of its files has
+    changed. Raises CheckpointError for something that is no model, and what `convert` raises.
     """
-    folder = _folder_of(model)
-    if (folder / MANIFEST_FILE).exists():
-        return folder
-    if not folder.is_dir() or not (folder / CONFIG_FILE).exists():
-        raise CheckpointError(f"{model!r} holds no model; {WHAT_A_MODEL_IS}")
-    cached = cache_folder() / f"{folder.resolve().name}-{_fingerprint(folder)}.elmoe"
+    path = _path_of(model)
+    if (path / MANIFEST_FILE).exists():
+        return path
+    source = gguf_model(path)
+    if source is None:
+        if not path.is_dir() or not (path / CONFIG_FILE).exists():
+            raise CheckpointError(f"{model!r} holds no model; {WHAT_A_MODEL_IS}")
+        source, files = path, [entry for entry in path.iterdir() if entry.is_file()]
+    else:
+        files = [file for file in split_files(source) if file.is_file()]
+    cached = cache_folder() / f"{source.resolve().name.removesuffix(SUFFIX)}-{_fingerprint(source, files)}.elmoe"
     if not cached.exists():
-        _convert_into_cache(folder, cached, progress)
+        _convert_into_cache(source, cached, progress)
     return cached
 
 
 def read_config(model: str) -> dict[str, Any]:
-    """``config.json`` of a MODEL, or of a path to that file itself; nothing is converted."""
+    """``config.json`` of a MODEL, or of a path to that file itself; nothing is converted, no weights are read."""
     path = Path(model)
     if model not in BUILT_IN and path.is_file() and path.suffix == ".json":
         return read_json_object(path, "give a config.json of a model")
-    folder = _folder_of(model)
-    return read_json_object(folder / CONFIG_FILE, WHAT_A_MODEL_IS)
+    path = _path_of(model)
+    source = None if (path / MANIFEST_FILE).exists() else gguf_model(path)
+    if source is not None:
+        return read_gguf_config(source)
+    return read_json_object(path / CONFIG_FILE, WHAT_A_MODEL_IS)
 
 
 def cache_folder() -> Path:
@@ -67,28 +75,26 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "elmoe"
 
 
-def _folder_of(model: str) -> Path:
+def _path_of(model: str) -> Path:
     """The existing path that a MODEL means."""
     if model in BUILT_IN:
         return Path(str(importlib.resources.files("elmoe").joinpath("data", f"{model}.elmoe")))
     path = Path(model)
-    refuse_gguf(path)
     if not model or not path.exists():
         raise CheckpointError(f"there is no model {model!r}; {WHAT_A_MODEL_IS}")
     return path
 
 
-def _fingerprint(folder: Path) -> str:
-    """Changes with the folder's path and with the name, size or modification time of any of its files."""
-    lines = [str(folder.resolve()), f"format {VERSION}"]
-    for entry in sorted(folder.iterdir()):
-        if entry.is_file():
-            status = entry.stat()
-            lines.append(f"{entry.name} {status.st_size} {status.st_mtime_ns}")
+def _fingerprint(source: Path, files: list[Path]) -> str:
+    """Changes with the source's path and with the name, size or modification time of any of its files."""
+    lines = [str(source.resolve()), f"format {VERSION}"]
+    for file in sorted(files):
+        status = file.stat()
+        lines.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def _convert_into_cache(folder: Path, cached: Path, progress: Progress | None) -> None:
+def _convert_into_cache(source: Path, cached: Path, progress: Progress | None) -> None:
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -97,7 +103,7 @@ def _convert_into_cache(folder: Path, cached: Path, progress: Progress | None) -
         ) from error
     while True:
         try:
-            convert(folder, cached, progress)
+            convert(source, cached, progress)
             return
         except ConfigError:
             if not cached.exists():  # else: another process converted the same model in the meantime

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from elmoe.errors import UnsupportedModelError
@@ -15,23 +14,11 @@ EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts")
 """How the families that transformers knows spell the number of experts."""
 
 
-def refuse_gguf(path: Path) -> None:
-    """UnsupportedModelError for a GGUF file, or a folder that holds such files and no ``config.json``."""
-    files = [path] if path.suffix == ".gguf" else []
-    if path.is_dir() and not (path / "config.json").exists():
-        files = sorted(path.glob("*.gguf"))
-    if files:
-        raise UnsupportedModelError(
-            f"{files[0]}: GGUF files cannot be read by this version of elmoe; "
-            "give the Hugging Face folder of the model (config.json and safetensors)"
-        )
-
-
 def supported_model(config: Mapping[str, Any]) -> tuple[ModelShape, Program]:
     """Shape and layer program of a ``config.json``.
 
     Raises UnsupportedModelError for a family elmoe does not run, a dense model, and weights that are quantised
-    already.
+    already (but for MXFP4 experts).
     """
     if "text_config" not in config and not any(config.get(field) for field in EXPERT_FIELDS):
         raise UnsupportedModelError(
@@ -39,9 +26,10 @@ def supported_model(config: Mapping[str, Any]) -> tuple[ModelShape, Program]:
             f"elmoe runs Mixture-of-Experts models: {', '.join(sorted(FAMILIES))}"
         )
     family = family_of(config)
-    if config.get("quantization_config"):
+    quantization = config.get("quantization_config")
+    if quantization and not (isinstance(quantization, Mapping) and quantization.get("quant_method") == "mxfp4"):
         raise UnsupportedModelError(
-            "config.json: quantization_config says that the weights are quantised already; "
+            "config.json: quantization_config says that the weights are quantised already, and not as MXFP4; "
             "give the BF16, FP16 or FP32 checkpoint of the model"
         )
     shape, program = family.shape(config), family.program(config)

@@ -28,14 +28,15 @@ class PieceWriter:
         try:
             for name, size_bytes in layout.file_bytes.items():
                 self._files[name] = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-                os.posix_fallocate(self._files[name], 0, size_bytes)  # a full disk shows here, not hours later
+                if size_bytes:
+                    os.posix_fallocate(self._files[name], 0, size_bytes)  # a full disk shows here, not hours later
         except BaseException:
             self._close()
             raise
 
     def append(self, extent: Extent, data: npt.NDArray[Any]) -> None:
         """Write the next bytes of a piece."""
-        remaining = np.ascontiguousarray(data).data.cast("B")
+        remaining = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
         offset = extent.offset + self._written.get(extent, 0)
         self.crcs[extent] = zlib.crc32(remaining, self.crcs.get(extent, 0))
         self._written[extent] = self._written.get(extent, 0) + len(remaining)

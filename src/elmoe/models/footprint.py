@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from elmoe.models.program import GatedMlp, Linear, Program, expert_plane_bytes
-from elmoe.models.shape import ModelShape
-from elmoe.quant.tiles import SCALE_BYTES, plane_bytes, tile_grid
+from elmoe.models.program import GatedMlp, Linear, Program, Storage, expert_plane_bytes
+from elmoe.models.shape import KV_BYTES_PER_ELEMENT, ModelShape
+from elmoe.quant.tiles import NIBBLE_BYTES, SCALE_BYTES, tile_grid
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,10 @@ class Footprint:
     experts_lsb: int
     scales: int
     kv_per_token: int
+    windows: tuple[tuple[int, int], ...]
+    """(window, bytes per token) of the layers with sliding-window attention, by window; part of `kv_per_token`."""
     expert_msb: int
-    """MSB record of one expert: what one pool slot holds."""
+    """MSB record of one expert: what one pool slot holds. All of it where experts are MXFP4."""
     expert_lsb: int
     moe_layers: int
     experts: int
@@ -56,7 +58,12 @@ def footprint(shape: ModelShape, program: Program) -> Footprint:
     blocks = program.moe_blocks
     expert_msb, expert_lsb = expert_plane_bytes(blocks[0].expert) if blocks else (0, 0)
     count = len(blocks) * shape.experts
-    planes = [plane_bytes(linear.outputs, linear.inputs) for linear in program.linears]
+    planes = [linear.plane_bytes for linear in program.linears]
+    windows: dict[int, int] = {}
+    for layer in program.layers:
+        if layer.attention.window is not None:
+            kv_bytes = layer.attention.kv_elements * KV_BYTES_PER_ELEMENT
+            windows[layer.attention.window] = windows.get(layer.attention.window, 0) + kv_bytes
     vectors = sum(4 * prod(dims) for dims in program.vectors.values())
     dense_msb = sum(msb for msb, _ in planes) + vectors
     scales = sum(_scale_bytes(linear) for linear in program.linears)
@@ -69,6 +76,7 @@ def footprint(shape: ModelShape, program: Program) -> Footprint:
         experts_lsb=count * expert_lsb,
         scales=scales,
         kv_per_token=shape.kv_bytes_per_token,
+        windows=tuple(sorted(windows.items())),
         expert_msb=expert_msb,
         expert_lsb=expert_lsb,
         moe_layers=len(blocks),
@@ -79,6 +87,8 @@ def footprint(shape: ModelShape, program: Program) -> Footprint:
 
 def _scale_bytes(linear: Linear) -> int:
     blocks, along = tile_grid(linear.outputs, linear.inputs)
+    if linear.storage is Storage.MXFP4:
+        return linear.plane_bytes[0] - blocks * along * NIBBLE_BYTES
     return blocks * along * SCALE_BYTES
 
 

@@ -14,7 +14,11 @@ The nibbles of one group are 4 vectors of 64 bytes. Byte ``4*r + i`` of vector `
 
 A draft streams the MSB tiles alone, contiguously, scales included: 4.5 bits per weight. Rows are padded to 16
 and inputs to 64 with zeros (scale 0). Tiles are ordered by row block, then along the inputs, so a thread that
-owns row blocks owns one contiguous range. Knows nothing about files or models.
+owns row blocks owns one contiguous range.
+
+MXFP4 matrices have one plane. Per row block: the nibbles of all tiles, 512 bytes each in the order of the MSB plane, as
+E2M1 codes; then one E8M0 byte per group of 32 and row, 16 bytes (one per row) for each group in order, padded with
+zeros to a multiple of 64. 4.25 bits per weight and a little padding. Knows nothing about files or models.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ NIBBLE_BYTES = TILE_ROWS * TILE_INPUTS // 2
 SCALE_BYTES = TILE_ROWS * TILE_GROUPS * 2
 MSB_TILE_BYTES = NIBBLE_BYTES + SCALE_BYTES
 LSB_TILE_BYTES = NIBBLE_BYTES
+CACHE_LINE = 64
 
 _HIGH, _LOW = np.uint8(4), np.uint8(15)
 """Shift of the high nibble and mask of the low one, as uint8 so that bytes stay bytes."""
@@ -88,6 +93,44 @@ def unpack_draft(msb_plane: UInt8, rows: int, inputs: int) -> tuple[Int8, Float1
     """LSB-augmented draft codes int8 [rows, inputs] and scales [rows, inputs/32] from the MSB plane alone."""
     nibbles, scales = _read_msb(msb_plane, rows, inputs)
     return augmented((nibbles.astype(np.int8) - 8).astype(np.int8)), scales
+
+
+def mxfp4_block_bytes(inputs: int) -> int:
+    """Bytes of one block of 16 rows of an MXFP4 plane."""
+    along = -(-inputs // TILE_INPUTS)
+    scales = along * TILE_GROUPS * TILE_ROWS
+    return along * NIBBLE_BYTES + -(-scales // CACHE_LINE) * CACHE_LINE
+
+
+def mxfp4_plane_bytes(rows: int, inputs: int) -> int:
+    """Bytes of the plane of a [rows, inputs] MXFP4 matrix, padding included."""
+    return tile_grid(rows, inputs)[0] * mxfp4_block_bytes(inputs)
+
+
+def pack_mxfp4(codes: UInt8, scales: UInt8) -> UInt8:
+    """E2M1 codes [N, K] in [0, 15] and E8M0 scales [N, K/32] -> plane, flat uint8."""
+    rows, inputs = codes.shape
+    blocks, along = tile_grid(rows, inputs)
+    pad_rows, pad_inputs = blocks * TILE_ROWS - rows, along * TILE_INPUTS - inputs
+    low, high = _halves(np.pad(codes, ((0, pad_rows), (0, pad_inputs))), blocks, along)
+    by_group = np.pad(scales, ((0, pad_rows), (0, pad_inputs // GROUP))).reshape(blocks, TILE_ROWS, -1)
+    plane = np.zeros((blocks, mxfp4_block_bytes(inputs)), dtype=np.uint8)
+    nibbles, groups = along * NIBBLE_BYTES, along * TILE_GROUPS
+    plane[:, :nibbles] = (low | high << _HIGH).reshape(blocks, nibbles)
+    plane[:, nibbles : nibbles + groups * TILE_ROWS] = by_group.transpose(0, 2, 1).reshape(blocks, -1)
+    return plane.reshape(-1)
+
+
+def unpack_mxfp4(plane: UInt8, rows: int, inputs: int) -> tuple[UInt8, UInt8]:
+    """Inverse of `pack_mxfp4`: plane -> codes [rows, inputs] and scales [rows, inputs/32]."""
+    blocks, along = tile_grid(rows, inputs)
+    nibbles, groups = along * NIBBLE_BYTES, along * TILE_GROUPS
+    by_block = plane.reshape(blocks, mxfp4_block_bytes(inputs))
+    packed = by_block[:, :nibbles].reshape(blocks, along, NIBBLE_BYTES)
+    codes = _join(packed & _LOW, packed >> _HIGH)[:rows, :inputs]
+    scales = by_block[:, nibbles : nibbles + groups * TILE_ROWS].reshape(blocks, groups, TILE_ROWS)
+    by_row = scales.transpose(0, 2, 1).reshape(blocks * TILE_ROWS, groups)
+    return np.ascontiguousarray(codes), np.ascontiguousarray(by_row[:rows, : inputs // GROUP])
 
 
 def _halves(nibbles: UInt8, blocks: int, along: int) -> tuple[UInt8, UInt8]:

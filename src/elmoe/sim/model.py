@@ -152,8 +152,10 @@ def load_model(name: str) -> SimModel:
 
 def model_from_shape(shape: ModelShape, name: str) -> SimModel:
     """The model of a trace."""
-    dense_layers = shape.layers - len(shape.moe_layers)
-    qkv = shape.hidden * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    attention = _attention_of(shape)
+    windowed = len(shape.windowed_layers)
+    full, dense_layers = shape.layers - windowed, shape.layers - len(shape.moe_layers)
+    dense_mlp, shared = 3 * shape.hidden * shape.dense_hidden, 3 * shape.hidden * shape.shared_hidden
     return SimModel(
         name=name,
         layers=shape.layers,
@@ -162,18 +164,18 @@ def model_from_shape(shape: ModelShape, name: str) -> SimModel:
         experts=shape.experts,
         experts_per_tok=shape.experts_per_tok,
         expert_hidden=shape.expert_hidden,
-        attention_params=shape.layers * (qkv + shape.heads * shape.head_dim * shape.hidden),
-        mlp_params=dense_layers * 3 * shape.hidden * shape.dense_hidden,
+        attention_params=shape.layers * attention.params,
+        mlp_params=dense_layers * dense_mlp + len(shape.moe_layers) * shared,
         router_params=len(shape.moe_layers) * shape.hidden * shape.experts,
         embedding_params=shape.vocab * shape.hidden,
         head_params=shape.vocab * shape.hidden,
         tied_head=shape.tied_head,
-        kv_elements=shape.kv_elements_per_token,
-        windowed_kv_elements=0,
-        window=0,
-        attention_macs=2 * shape.layers * shape.heads * shape.head_dim,
-        windowed_attention_macs=0,
-        mxfp4_experts=False,
+        kv_elements=full * attention.kv_elements,
+        windowed_kv_elements=windowed * attention.kv_elements,
+        window=shape.window,
+        attention_macs=full * attention.macs,
+        windowed_attention_macs=windowed * attention.macs,
+        mxfp4_experts=shape.mxfp4_experts,
         max_context=shape.max_context,
     )
 
@@ -245,17 +247,39 @@ def _first(config: Config, names: tuple[str, ...]) -> int:
 def _grouped(config: Config, hidden: int) -> _Attention:
     heads = config.integer("num_attention_heads")
     kv_heads = config.integer("num_key_value_heads", heads)
-    width = config.integer("head_dim", hidden // heads)
+    return _grouped_query(hidden, heads, kv_heads, config.integer("head_dim", hidden // heads))
+
+
+def _latent(config: Config, hidden: int) -> _Attention:
+    return _multi_head_latent(
+        hidden,
+        config.integer("num_attention_heads"),
+        config.integer("kv_lora_rank"),
+        config.integer("q_lora_rank") if config.values.get("q_lora_rank") else 0,
+        config.integer("qk_nope_head_dim"),
+        config.integer("qk_rope_head_dim"),
+        config.integer("v_head_dim"),
+    )
+
+
+def _attention_of(shape: ModelShape) -> _Attention:
+    if not shape.latent_dim:
+        return _grouped_query(shape.hidden, shape.heads, shape.kv_heads, shape.head_dim)
+    latent, query_in = shape.latent_dim, shape.query_latent_dim
+    return _multi_head_latent(
+        shape.hidden, shape.heads, latent, query_in, shape.nope_dim, shape.rope_dim, shape.value_dim
+    )
+
+
+def _grouped_query(hidden: int, heads: int, kv_heads: int, width: int) -> _Attention:
     params = hidden * (heads + 2 * kv_heads) * width + heads * width * hidden
     return _Attention(params, 2 * kv_heads * width, 2 * heads * width)
 
 
-def _latent(config: Config, hidden: int) -> _Attention:
-    """Multi-head latent attention in absorbed form: one latent and one rotary key per token, shared by all heads."""
-    heads, latent = config.integer("num_attention_heads"), config.integer("kv_lora_rank")
-    nope, rope = config.integer("qk_nope_head_dim"), config.integer("qk_rope_head_dim")
-    value = config.integer("v_head_dim")
-    query_in = config.integer("q_lora_rank") if config.values.get("q_lora_rank") else 0
+def _multi_head_latent(
+    hidden: int, heads: int, latent: int, query_in: int, nope: int, rope: int, value: int
+) -> _Attention:
+    """In absorbed form: one latent and one rotary key per token, shared by all heads. `query_in` 0: uncompressed."""
     query = heads * (nope + rope)
     query_params = hidden * query_in + query_in * query if query_in else hidden * query
     key_value = hidden * (latent + rope) + latent * heads * (nope + value)

@@ -256,6 +256,7 @@ def _metadata(text: bytes) -> dict[str, Any]:
             raise TraceError(f"has trace schema version {version!r}, which never existed; record it again")
         shape = dict(values["shape"])
         shape["moe_layers"] = tuple(shape["moe_layers"])
+        shape["windowed_layers"] = tuple(shape.get("windowed_layers", ()))
         values["shape"] = ModelShape(**shape)
         return {
             name: values[name]

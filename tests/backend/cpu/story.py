@@ -85,8 +85,12 @@ class Story:
         prefix = [int(self.rng.integers(0, self.cells)) for _ in range(count)]
         paths = [self.rng.integers(0, self.cells, self.rng.integers(0, 40)).tolist() for _ in range(count)]
         paths = [path if path or seen else [0] for path, seen in zip(paths, prefix, strict=True)]
+        positions = self.rng.integers(0, self.cells, count)
+        if self.backend.shape.window:  # a row sees at least its last cell
+            last = [seen + len(path) - 1 for seen, path in zip(prefix, paths, strict=True)]
+            positions = np.minimum(positions, last)
         rows = Rows(
-            self._tokens(count), int32([sequence] * count), int32(self.rng.integers(0, self.cells, count)),
+            self._tokens(count), int32([sequence] * count), int32(positions),
             int32(self.rng.permutation(self.cells)[:count]), int32(prefix), padded(paths), int32([]),
         )  # fmt: skip
         self._forward(rows)

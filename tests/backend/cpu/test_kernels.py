@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operands import aligned, rngs, values
 
 from backend.passes import same_bits
 from elmoe.backend.cpu import _native
@@ -16,17 +17,7 @@ from elmoe.quant.arithmetic import linear as linear_by_definition
 from elmoe.quant.bitnested import draft_codes
 from elmoe.quant.tiles import pack, unpack, unpack_draft
 
-rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 WIDTHS = [8, *range(2, 8)]
-
-
-def aligned(data, shift=0):
-    """A copy that begins `shift` bytes after a multiple of 64."""
-    room = np.empty(data.nbytes + 128, dtype=np.uint8)
-    begin = -room.ctypes.data % 64 + shift
-    copy = room[begin : begin + data.nbytes]
-    copy[:] = data
-    return copy
 
 
 def matrix_of(codes, scales):
@@ -41,12 +32,6 @@ def bits_of(width):
 def seen(codes, width):
     """The codes that a pass of this width multiplies."""
     return codes if width == 8 else draft_codes(codes, width)
-
-
-def values(rng, *shape):
-    """FP32 of all magnitudes that activations may have, zeros among them."""
-    x = (rng.standard_normal(shape) * 10.0 ** rng.uniform(-3, 3, shape)).astype(np.float32)
-    return np.where(rng.random(shape) < 0.1, np.float32(0), x)
 
 
 def random_weights(rng, outputs, inputs):

@@ -12,7 +12,9 @@ from elmoe.quant.bitnested import Float32, Int8, UInt8
 WeightBits = tuple[int, int, int]
 
 class Matrix:
-    def __init__(self, msb: UInt8, lsb: UInt8, outputs: int, inputs: int, bias: Float32 | None = None) -> None: ...
+    def __init__(
+        self, msb: UInt8, lsb: UInt8, outputs: int, inputs: int, bias: Float32 | None = None, mxfp4: bool = False
+    ) -> None: ...
 
 class Model:
     def __init__(self, vocab: int, hidden: int, moe_layers: int, experts: int, experts_per_tok: int) -> None: ...
@@ -20,37 +22,76 @@ class Model:
     def set_head(self, matrix: Matrix, norm: Float32, eps: float) -> None: ...
     def add_rope(self) -> int: ...
     def extend_rope(self, rope: int, angles: Float32) -> None: ...
+    def set_scales(self, embedding: float, residual: float, logit_divisor: float) -> None: ...
     def add_layer(
+        self, attention_norm: Float32, attention_eps: float, ffn_norm: Float32, ffn_eps: float
+    ) -> None: ...
+    def set_grouped_attention(
         self,
-        attention_norm: Float32,
-        attention_eps: float,
         qkv: Matrix,
         out: Matrix,
         heads: int,
         kv_heads: int,
         head_dim: int,
         rope: int,
+        score_scale: float,
         query_norm: Float32 | None,
         key_norm: Float32 | None,
         head_eps: float,
-        ffn_norm: Float32,
-        ffn_eps: float,
+        clip: float,
+        window: int,
+        sinks: Float32 | None,
+    ) -> None: ...
+    def set_latent_attention(
+        self,
+        down: Matrix,
+        query_norm: Float32 | None,
+        query_eps: float,
+        query_up: Matrix | None,
+        latent_norm: Float32,
+        latent_eps: float,
+        key_up: Matrix,
+        value_up: Matrix,
+        out: Matrix,
+        heads: int,
+        nope_dim: int,
+        rope_dim: int,
+        latent_dim: int,
+        value_dim: int,
+        rope: int,
+        score_scale: float,
     ) -> None: ...
     def set_mlp(self, gate_up: Matrix, down: Matrix) -> None: ...
-    def set_experts(
+    def set_router(
         self,
         moe_layer: int,
-        router: Float32,
+        weight: Float32,
+        bias: Float32 | None,
+        correction: Float32 | None,
         experts_per_tok: int,
+        sigmoid: bool,
         renormalize: bool,
+        scale: float,
+        groups: int,
+        groups_kept: int,
+        best_two: bool,
+    ) -> None: ...
+    def set_experts(
+        self,
         inner: int,
+        mxfp4: bool,
         msb_file: UInt8,
         lsb_file: UInt8,
         msb_offsets: npt.NDArray[np.int64],
         lsb_offsets: npt.NDArray[np.int64],
         msb_crc: npt.NDArray[np.uint32],
         lsb_crc: npt.NDArray[np.uint32],
+        gate_up_bias: Float32 | None,
+        down_bias: Float32 | None,
+        alpha: float,
+        limit: float,
     ) -> None: ...
+    def set_shared_experts(self, gate_up: Matrix, down: Matrix, gate: Float32 | None) -> None: ...
     def allocate(self, sequence: int, cells: int) -> None: ...
     def release(self, sequence: int) -> None: ...
     def move(self, sequence: int, source: Int32, destination: Int32) -> None: ...

@@ -10,11 +10,24 @@ import numpy as np
 from elmoe.backend.cpu import _native
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.errors import ConfigError
-from elmoe.models.program import GatedMlp, Layer, Linear, MixtureOfExperts, RmsNorm, Rope
-from elmoe.quant.bitnested import Float32
+from elmoe.models.program import (
+    GatedMlp,
+    GroupedQueryAttention,
+    GroupScore,
+    LatentAttention,
+    Layer,
+    Linear,
+    MixtureOfExperts,
+    RmsNorm,
+    Rope,
+    Scoring,
+    Storage,
+)
+from elmoe.quant.bitnested import GROUP, Float32
+from elmoe.quant.tiles import TILE_ROWS
 
-HEAD_DIM_MULTIPLE = 32
-MAX_EXPERTS_PER_TOK = 64
+HEAD_DIM_MULTIPLE = 16
+MAX_EXPERTS_PER_TOK, MAX_GROUPS = 64, 256
 
 
 def build_model(checkpoint: Checkpoint) -> tuple[_native.Model, dict[Rope, int]]:
@@ -44,58 +57,116 @@ class _Builder:
         self.ropes: dict[Rope, int] = {}
 
     def build(self) -> _native.Model:
-        self._model.set_embedding(self._matrix(self._program.embedding))
-        for layer in self._program.layers:
+        program = self._program
+        self._model.set_embedding(self._matrix(program.embedding))
+        self._model.set_scales(program.embedding_scale, program.residual_scale, program.logit_divisor)
+        for layer in program.layers:
             self._add_layer(layer)
-        norm = self._program.final_norm
-        self._model.set_head(self._matrix(self._program.head), self._vector(norm.name), norm.eps)
+        self._model.set_head(self._matrix(program.head), self._vector(program.final_norm.name), program.final_norm.eps)
         return self._model
 
     def _add_layer(self, layer: Layer) -> None:
-        attention = layer.attention
-        if attention.head_dim % HEAD_DIM_MULTIPLE:
-            raise ConfigError(
-                f"heads of {attention.head_dim} dimensions are not a multiple of {HEAD_DIM_MULTIPLE}, which the cpu "
-                "backend needs; use --backend reference"
-            )
-        head_norms = [norm for norm in (attention.query_norm, attention.key_norm) if norm is not None]
         self._model.add_layer(
             attention_norm=self._vector(layer.attention_norm.name),
             attention_eps=layer.attention_norm.eps,
+            ffn_norm=self._vector(layer.ffn_norm.name),
+            ffn_eps=layer.ffn_norm.eps,
+        )
+        if isinstance(layer.attention, LatentAttention):
+            self._set_latent(layer.attention)
+        else:
+            self._set_grouped(layer.attention)
+        if isinstance(layer.ffn, GatedMlp):
+            self._model.set_mlp(self._matrix(layer.ffn.gate_up), self._matrix(layer.ffn.down))
+            return
+        self._set_router(layer.ffn)
+        self._set_experts(layer.ffn)
+        if layer.ffn.shared is not None:
+            shared = layer.ffn.shared
+            gate = self._vector_or_none(layer.ffn.shared_gate)
+            self._model.set_shared_experts(self._matrix(shared.gate_up), self._matrix(shared.down), gate)
+
+    def _set_grouped(self, attention: GroupedQueryAttention) -> None:
+        _require_multiple("heads", attention.head_dim, HEAD_DIM_MULTIPLE)
+        head_norms = [norm for norm in (attention.query_norm, attention.key_norm) if norm is not None]
+        self._model.set_grouped_attention(
             qkv=self._matrix(attention.qkv),
             out=self._matrix(attention.out),
             heads=attention.heads,
             kv_heads=attention.kv_heads,
             head_dim=attention.head_dim,
             rope=self._rope(attention.rope),
+            score_scale=attention.score_scale,
             query_norm=self._norm_or_none(attention.query_norm),
             key_norm=self._norm_or_none(attention.key_norm),
             head_eps=head_norms[0].eps if head_norms else 0.0,
-            ffn_norm=self._vector(layer.ffn_norm.name),
-            ffn_eps=layer.ffn_norm.eps,
+            clip=attention.clip or 0.0,
+            window=attention.window or 0,
+            sinks=self._vector_or_none(attention.sinks),
         )
-        if isinstance(layer.ffn, GatedMlp):
-            self._model.set_mlp(self._matrix(layer.ffn.gate_up), self._matrix(layer.ffn.down))
-        else:
-            self._set_experts(layer.ffn)
+
+    def _set_latent(self, attention: LatentAttention) -> None:
+        _require_multiple("latents", attention.latent_dim, GROUP)
+        _require_multiple("values of latent attention", attention.value_dim, TILE_ROWS)
+        query_up = attention.query_up
+        self._model.set_latent_attention(
+            down=self._matrix(attention.down),
+            query_norm=self._norm_or_none(attention.query_norm),
+            query_eps=0.0 if attention.query_norm is None else attention.query_norm.eps,
+            query_up=None if query_up is None else self._matrix(query_up),
+            latent_norm=self._vector(attention.latent_norm.name),
+            latent_eps=attention.latent_norm.eps,
+            key_up=self._matrix(attention.key_up),
+            value_up=self._matrix(attention.value_up),
+            out=self._matrix(attention.out),
+            heads=attention.heads,
+            nope_dim=attention.nope_dim,
+            rope_dim=attention.rope_dim,
+            latent_dim=attention.latent_dim,
+            value_dim=attention.value_dim,
+            rope=self._rope(attention.rope),
+            score_scale=attention.score_scale,
+        )
+
+    def _set_router(self, block: MixtureOfExperts) -> None:
+        router = block.router
+        if router.groups > MAX_GROUPS:
+            raise ConfigError(
+                f"{router.groups} groups of experts are more than the cpu backend's {MAX_GROUPS}; "
+                "use --backend reference"
+            )
+        self._model.set_router(
+            moe_layer=block.layer,
+            weight=self._vector(router.weight),
+            bias=self._vector_or_none(router.bias),
+            correction=self._vector_or_none(router.correction),
+            experts_per_tok=router.experts_per_tok,
+            sigmoid=router.scoring is Scoring.SIGMOID,
+            renormalize=router.renormalize,
+            scale=router.scale,
+            groups=router.groups,
+            groups_kept=router.groups_kept,
+            best_two=router.group_score is GroupScore.BEST_TWO,
+        )
 
     def _set_experts(self, block: MixtureOfExperts) -> None:
         records = range(block.router.experts)
         msb = [self._checkpoint.expert_extent("msb", block.layer, expert) for expert in records]
         lsb = [self._checkpoint.expert_extent("lsb", block.layer, expert) for expert in records]
-        crcs = self._checkpoint.crcs
+        crcs, clamped = self._checkpoint.crcs, block.expert.clamped
         self._model.set_experts(
-            moe_layer=block.layer,
-            router=self._vector(block.router.weight),
-            experts_per_tok=block.router.experts_per_tok,
-            renormalize=block.router.renormalize,
             inner=block.expert.down.inputs,
+            mxfp4=block.expert.gate_up.storage is Storage.MXFP4,
             msb_file=self._checkpoint.mapped(msb[0].file),
             lsb_file=self._checkpoint.mapped(lsb[0].file),
             msb_offsets=np.array([extent.offset for extent in msb], dtype=np.int64),
             lsb_offsets=np.array([extent.offset for extent in lsb], dtype=np.int64),
             msb_crc=np.array([crcs[extent] for extent in msb], dtype=np.uint32),
             lsb_crc=np.array([crcs[extent] for extent in lsb], dtype=np.uint32),
+            gate_up_bias=self._vector_or_none(block.expert.gate_up.bias),
+            down_bias=self._vector_or_none(block.expert.down.bias),
+            alpha=clamped.alpha if clamped else 0.0,
+            limit=clamped.limit if clamped else 0.0,
         )
 
     def _matrix(self, linear: Linear) -> _native.Matrix:
@@ -108,6 +179,9 @@ class _Builder:
     def _vector(self, name: str) -> Float32:
         return np.ascontiguousarray(self._checkpoint.vector(name), dtype=np.float32)
 
+    def _vector_or_none(self, name: str | None) -> Float32 | None:
+        return None if name is None else self._vector(name)
+
     def _norm_or_none(self, norm: RmsNorm | None) -> Float32 | None:
         return None if norm is None else self._vector(norm.name)
 
@@ -115,3 +189,11 @@ class _Builder:
         if rope not in self.ropes:
             self.ropes[rope] = self._model.add_rope()
         return self.ropes[rope]
+
+
+def _require_multiple(what: str, size: int, multiple: int) -> None:
+    if size % multiple:
+        raise ConfigError(
+            f"{what} of {size} dimensions are not a multiple of {multiple}, which the cpu backend needs; "
+            "use --backend reference"
+        )

@@ -1,0 +1,267 @@
+"""``tokenizer.json`` and the small files beside it, from the metadata of a GGUF file.
+
+Two kinds of vocabulary are read: byte-level BPE (``gpt2``), whose way of cutting text into words is known by name
+(`gguf_pre_tokenizers.py`), and SentencePiece BPE (``llama``), which has scores instead of merges. Source: llama.cpp,
+``src/llama-vocab.cpp``; for merges from scores ``generate_merges`` of transformers' ``tokenization_utils_base.py``
+(Apache-2.0). Knows nothing about weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from elmoe.checkpoint.gguf_header import FETCH
+from elmoe.checkpoint.gguf_pre_tokenizers import PRE_TOKENIZERS
+from elmoe.errors import CheckpointError, UnsupportedModelError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""``tokenizer.ggml.token_type``."""
+NO_VOCABULARY = (None, "none", "no_vocab")
+SPACE = "\u2581"
+"""What SentencePiece writes for a space."""
+DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}}
+"""Special tokens where the file does not say."""
+END_OF_TURN = (
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|return|>",
+    "<|call|>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)
+"""Control tokens that end a turn in the families that elmoe runs. GGUF has no field for a list of them, so that
+llama.cpp too goes by their names."""
+
+Json = dict[str, Any]
+
+
+def tokenizer_files(path: Path, metadata: Mapping[str, Any], vocab_size: int) -> dict[str, bytes]:
+    """Contents of ``tokenizer.json``, ``tokenizer_config.json``, ``generation_config.json``, ``chat_template.jinja``.
+
+    Without a vocabulary in the file there is no ``tokenizer.json``; without a template none either. Raises
+    UnsupportedModelError for a kind of tokenizer that elmoe does not read, CheckpointError for a broken one and for
+    one with more tokens than the model's `vocab_size`.
+    """
+    files = {}
+    if metadata.get("tokenizer.ggml.model") not in NO_VOCABULARY:
+        vocabulary = _Vocabulary(path, metadata)
+        if len(vocabulary.tokens) > vocab_size:
+            raise CheckpointError(
+                f"{path}: the tokenizer has {len(vocabulary.tokens)} tokens, the embedding {vocab_size} rows; {FETCH}"
+            )
+        files["tokenizer.json"] = _compact(vocabulary.tokenizer())
+        files["tokenizer_config.json"] = _pretty(vocabulary.special_tokens())
+        files["generation_config.json"] = _pretty(vocabulary.generation())
+    template = metadata.get("tokenizer.chat_template")
+    if isinstance(template, str) and template:
+        files["chat_template.jinja"] = template.encode()
+    return files
+
+
+class _Vocabulary:
+    """The ``tokenizer.ggml`` fields of one file."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        self._path, self._metadata = path, metadata
+        self.kind: str = metadata["tokenizer.ggml.model"]
+        if self.kind not in ("gpt2", "llama"):
+            raise UnsupportedModelError(
+                f"{path}: tokenizer.ggml.model = {self.kind!r} is not supported; elmoe reads gpt2 (byte-level BPE) "
+                "and llama (SentencePiece BPE)"
+            )
+        self.tokens = self._list("tokens", str)
+        types = self._get("token_type")
+        self.types = [NORMAL] * len(self.tokens) if types is None else self._list("token_type", int)
+        if len(self.types) != len(self.tokens):
+            raise self._broken(f"{len(self.tokens)} tokens have {len(self.types)} types")
+        self.ids: dict[str, int] = {}
+        for number, (token, kind) in enumerate(zip(self.tokens, self.types, strict=True)):
+            if kind != UNUSED:
+                self.ids.setdefault(token, number)
+
+    def tokenizer(self) -> Json:
+        """``tokenizer.json``; CheckpointError when the `tokenizers` package does not accept it."""
+        values = self._byte_level() if self.kind == "gpt2" else self._sentence_piece()
+        whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": self._added(), **values}
+        try:
+            tokenizers.Tokenizer.from_str(json.dumps(whole))
+        except Exception as error:  # the library raises plain Exception
+            raise self._broken(str(error)) from None
+        return whole
+
+    def special_tokens(self) -> Json:
+        """``tokenizer_config.json``: the special tokens that a chat template may name."""
+        named = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+        found = {field: self._token(name) for field, name in named.items()}
+        return {field: token for field, token in found.items() if token is not None}
+
+    def generation(self) -> Json:
+        """``generation_config.json``: what ends a text."""
+        ends = {self._id(name) for name in ("eos", "eot", "eom")}
+        ends |= {self.ids[text] for text in END_OF_TURN if text in self.ids and self.types[self.ids[text]] == CONTROL}
+        values = {"bos_token_id": self._id("bos"), "eos_token_id": sorted(end for end in ends if end is not None)}
+        return {field: value for field, value in values.items() if value not in (None, [])}
+
+    def _byte_level(self) -> Json:
+        name = self._get("pre")
+        if name not in PRE_TOKENIZERS:
+            raise UnsupportedModelError(
+                f"{self._path}: tokenizer.ggml.pre = {name!r}, by which llama.cpp knows how the tokenizer cuts text "
+                f"into words, is not known to elmoe; it knows {', '.join(PRE_TOKENIZERS)}. If one of these is right, "
+                f"`gguf-new-metadata --pre-tokenizer NAME {self._path.name} NEW.gguf` writes it"
+            )
+        cut = PRE_TOKENIZERS[name]
+        merges = [_pair(merge) for merge in self._list("merges", str)]
+        return {
+            "normalizer": cut.normalizer(),
+            "pre_tokenizer": cut.pre_tokenizer(),
+            "post_processor": self._frame(begins=cut.begins),
+            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+            "model": self._bpe(merges) | {"ignore_merges": cut.whole_words},
+        }
+
+    def _sentence_piece(self) -> Json:
+        """As `LlamaConverter` of transformers sets it up."""
+        prefixed = self._flag("add_space_prefix", default=True)
+        prepend = [{"type": "Prepend", "prepend": SPACE}] if prefixed else []
+        strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefixed else []
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+        restore = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+        return {
+            "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]},
+            "pre_tokenizer": None,
+            "post_processor": self._frame(begins=True),
+            "decoder": {
+                "type": "Sequence",
+                "decoders": [restore, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip],
+            },
+            "model": self._bpe(self._merges_from_scores())
+            | {"unk_token": self._token("unknown"), "fuse_unk": True, "byte_fallback": BYTE in self.types},
+        }
+
+    def _bpe(self, merges: Sequence[tuple[str, str]]) -> Json:
+        """The model; merges of pieces that are no tokens, which can never apply, are left out."""
+        known = [pair for pair in merges if all(piece in self.ids for piece in (*pair, "".join(pair)))]
+        return {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": self.ids,
+            "merges": known,
+        }
+
+    def _merges_from_scores(self) -> list[tuple[str, str]]:
+        """Every way to put a token together from two, best score first."""
+        scores = self._list("scores", float)
+        if len(scores) != len(self.tokens):
+            raise self._broken(f"{len(self.tokens)} tokens have {len(scores)} scores")
+        normal = {token: number for token, number in self.ids.items() if self.types[number] == NORMAL}
+        ranked: list[tuple[float, int, int, str, str]] = []
+        for token, number in normal.items():
+            pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+            splits = sorted(
+                (normal[left], normal[right]) for left, right in pairs if left in normal and right in normal
+            )
+            for left, right in ((self.tokens[first], self.tokens[second]) for first, second in splits):
+                ranked.append((scores[number], len(left), len(right), left, right))
+        ranked.sort(key=lambda entry: entry[:3], reverse=True)
+        return [(left, right) for *_, left, right in ranked]
+
+    def _added(self) -> list[Json]:
+        """Tokens that text is searched for before anything else."""
+        return [
+            {
+                "id": number,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": self.types[number] != USER_DEFINED,
+            }
+            for token, number in self.ids.items()
+            if token and self.types[number] in (UNKNOWN, CONTROL, USER_DEFINED)
+        ]
+
+    def _frame(self, begins: bool) -> Json | None:
+        """The post-processor, which puts BOS before a text and EOS behind it, where that is wanted."""
+        ends = {
+            "bos": self._token("bos") if self._flag("add_bos_token", default=begins) else None,
+            "eos": self._token("eos") if self._flag("add_eos_token", default=False) else None,
+        }
+        special = {text: self.ids[text] for text in ends.values() if text is not None}
+        if not special:
+            return None
+
+        def sequence(name: str) -> list[Json]:
+            whole = [ends["bos"], None, ends["eos"]]
+            kind = 0 if name == "A" else 1
+            texts = [{"SpecialToken": {"id": text, "type_id": kind}} if text else {} for text in whole]
+            texts[1] = {"Sequence": {"id": name, "type_id": kind}}
+            return [text for text in texts if text]
+
+        return {
+            "type": "TemplateProcessing",
+            "single": sequence("A"),
+            "pair": [*sequence("A"), *sequence("B")],
+            "special_tokens": {
+                text: {"id": text, "ids": [number], "tokens": [text]} for text, number in special.items()
+            },
+        }
+
+    def _id(self, name: str) -> int | None:
+        """Id of the special token `name`, None where there is none."""
+        value = self._get(f"{name}_token_id")
+        if value is None:
+            value = DEFAULT_IDS.get(self.kind, {}).get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(self.tokens):
+            raise self._broken(f"tokenizer.ggml.{name}_token_id = {value!r} is no token")
+        return value
+
+    def _token(self, name: str) -> str | None:
+        number = self._id(name)
+        return None if number is None or self.types[number] == UNUSED else self.tokens[number]
+
+    def _get(self, name: str) -> Any:
+        return self._metadata.get(f"tokenizer.ggml.{name}")
+
+    def _flag(self, name: str, default: bool) -> bool:
+        value = self._get(name)
+        return default if value is None else bool(value)
+
+    def _list(self, name: str, kind: type) -> list[Any]:
+        """A field that is a list of things of a type."""
+        value = self._get(name)
+        if not isinstance(value, list) or not value or not all(isinstance(item, kind) for item in value):
+            raise self._broken(f"tokenizer.ggml.{name} is no list of {kind.__name__}")
+        return value
+
+    def _broken(self, what: str) -> CheckpointError:
+        return CheckpointError(f"{self._path}: the tokenizer is damaged ({what}); {FETCH}")
+
+
+def _pair(merge: str) -> tuple[str, str]:
+    """A merge is two pieces and a space between them; pieces hold no spaces, but the first may be one."""
+    left, _, right = merge[1:].partition(" ")
+    return merge[:1] + left, right
+
+
+def _compact(values: Json) -> bytes:
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _pretty(values: Json) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

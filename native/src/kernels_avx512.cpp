@@ -21,8 +21,8 @@ template <int Bytes> inline void prefetch_ahead(const uint8_t *tile) {
     _mm_prefetch(reinterpret_cast<const char *>(tile) + kAheadBytes + at, _MM_HINT_T1);
 }
 
-// The same distance on in an MXFP4 plane, whose scales lie far from their tiles. Unless it is inlined early, GCC takes a
-// function that only prefetches for one without effects and drops its calls.
+// The same distance on in an MXFP4 plane, whose scales lie far from their tiles. Inlined by force: GCC takes a function
+// that only prefetches for one without effects, and drops the calls that it has not inlined early.
 [[gnu::always_inline]] inline void prefetch_mxfp4(const uint8_t *block, int tile, int tiles) {
   constexpr int ahead = kAheadBytes / kMxfp4NibbleBytes;
   const bool same = tile + ahead < tiles;

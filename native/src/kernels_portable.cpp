@@ -43,7 +43,10 @@ inline void load_group(WeightBits bits, const uint8_t *msb, const uint8_t *lsb, 
 // The scales of one group: FP16, or the E8M0 bytes of an MXFP4 plane, which move into the exponents of FP32.
 template <WeightBits::Kind K> inline Lanes load_scales(const uint8_t *stored) {
   if constexpr (K == WeightBits::mxfp4) {
-    return lanewise([&](int r) { return std::bit_cast<float>(static_cast<uint32_t>(std::max(stored[r] - 1, 0)) << 23); });
+    return lanewise([&](int r) {
+      const auto exponent = static_cast<uint32_t>(std::max(stored[r] - 1, 0));
+      return std::bit_cast<float>(exponent << 23);
+    });
   } else {
     Half halves[kTileRows];
     std::memcpy(halves, stored, sizeof halves);

@@ -87,8 +87,8 @@ inline void group_sums(const uint8_t *msb, const uint8_t *lsb, WeightBits bits, 
   }
 }
 #else
-// sums[m] = offsets[m] + products of one group, 8 rows, with row m of the M packed ones that begin at `codes`. Products of
-// a byte pair would saturate 16 bits, those of nibbles do not: 8 * 2 * 15 * 127 = 30480.
+// sums[m] = offsets[m] + products of one group, 8 rows, with row m of the M packed ones that begin at `codes`.
+// Products of a byte pair would saturate 16 bits, those of nibbles do not: 8 * 2 * 15 * 127 = 30480.
 template <WeightBits::Kind K, int M>
 inline void group_sums(const uint8_t *msb, const uint8_t *lsb, WeightBits bits, const int8_t *codes,
                        const int32_t *offsets, __m256i (&sums)[M]) {

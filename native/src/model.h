@@ -24,7 +24,8 @@ struct Matrix {
   int blocks() const { return blocks_of(outputs); }
   int tiles() const { return tiles_of(inputs); }
   const uint8_t *msb_block(int b) const {
-    return msb + static_cast<size_t>(b) * (mxfp4 ? mxfp4_block_bytes(tiles()) : static_cast<size_t>(tiles()) * kMsbTileBytes);
+    const size_t bytes = mxfp4 ? mxfp4_block_bytes(tiles()) : static_cast<size_t>(tiles()) * kMsbTileBytes;
+    return msb + static_cast<size_t>(b) * bytes;
   }
   const uint8_t *lsb_block(int b) const { return mxfp4 ? lsb : lsb + static_cast<size_t>(b) * tiles() * kLsbTileBytes; }
   size_t msb_bytes() const { return static_cast<size_t>(msb_block(blocks()) - msb); }

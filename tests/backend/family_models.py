@@ -117,9 +117,7 @@ def all_parts(config: Mapping[str, Any]) -> Iterator[Part]:
                 yield from family.expert_parts(config, index, expert)
 
 
-def _random(
-    rng: np.random.Generator, name: str, shape: tuple[int, ...], transposed: bool
-) -> npt.NDArray[np.float32]:
+def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...], transposed: bool) -> npt.NDArray[np.float32]:
     noise = rng.standard_normal(shape).astype(np.float32)
     if "norm" in name:
         return 1 + np.float32(0.1) * noise

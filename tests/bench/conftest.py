@@ -29,7 +29,7 @@ def random_checkpoint() -> ModuleType:
 def small_source(random_checkpoint: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder."""
     folder = tmp_path_factory.mktemp("small") / "source"
-    random_checkpoint.write_checkpoint(folder, SMALL, seed=1)
+    random_checkpoint.write_checkpoint(folder, random_checkpoint.qwen3_config(SMALL), seed=1)
     return folder
 
 

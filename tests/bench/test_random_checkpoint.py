@@ -9,16 +9,21 @@ import pytest
 from safetensors import safe_open
 from small_model import SCRIPT, SMALL
 
+from backend.family_models import FAMILY_MODELS
+from backend.passes import run_of
 from elmoe import Engine, EngineOptions, Generation
 from elmoe.backend.reference import ReferenceBackend
+from elmoe.checkpoint.convert import convert
+from elmoe.checkpoint.folder import Checkpoint
 from elmoe.engine.kv_cache import RowBuilder, SequenceCache
 from elmoe.errors import ConfigError, UnsupportedModelError
 from elmoe.trace.schema import routing_counts
 
 
 def test_the_same_seed_gives_the_same_bytes(random_checkpoint, small_source, tmp_path):
-    random_checkpoint.write_checkpoint(tmp_path / "again", SMALL, seed=1)
-    random_checkpoint.write_checkpoint(tmp_path / "other", SMALL, seed=2)
+    config = random_checkpoint.qwen3_config(SMALL)
+    random_checkpoint.write_checkpoint(tmp_path / "again", config, seed=1)
+    random_checkpoint.write_checkpoint(tmp_path / "other", config, seed=2)
     files = sorted(path.name for path in small_source.iterdir())
     assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
     for name in files:
@@ -56,13 +61,25 @@ def test_routing_is_near_uniform(small):
     assert counts.min() > 0.6 * counts.mean()
 
 
+@pytest.mark.parametrize("name", ["gpt_oss_mxfp4", "glm4_moe_lite", "granitemoe"])
+def test_any_family(random_checkpoint, tmp_path, name):
+    config = FAMILY_MODELS[name] | {"vocab_size": 300}
+    random_checkpoint.write_checkpoint(tmp_path / "source", config, seed=0)
+    convert(tmp_path / "source", tmp_path / "model.elmoe")
+    backend = ReferenceBackend(Checkpoint.open(tmp_path / "model.elmoe"))
+    backend.allocate(0, 8)
+    logits = backend.forward(run_of([1, 2, 3])).logits
+    assert logits.std() > 0
+
+
 def test_what_cannot_be_made(random_checkpoint, small_source, tmp_path):
+    config = random_checkpoint.qwen3_config(SMALL)
     with pytest.raises(SystemExit, match="vocab_size must be at least 256, one token per byte, not 100"):
-        random_checkpoint.write_checkpoint(tmp_path / "a", SMALL | {"vocab_size": 100}, seed=0)
+        random_checkpoint.write_checkpoint(tmp_path / "a", config | {"vocab_size": 100}, seed=0)
     with pytest.raises(UnsupportedModelError, match="hidden = 100 is not a multiple"):
-        random_checkpoint.write_checkpoint(tmp_path / "b", SMALL | {"hidden_size": 100}, seed=0)
+        random_checkpoint.write_checkpoint(tmp_path / "b", config | {"hidden_size": 100}, seed=0)
     with pytest.raises(ConfigError, match="exists already"):
-        random_checkpoint.write_checkpoint(small_source, SMALL, seed=0)
+        random_checkpoint.write_checkpoint(small_source, config, seed=0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -71,7 +88,7 @@ def test_the_command_line(tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPT, tmp_path / "made", *options], capture_output=True, text=True, check=True
     )
-    assert done.stdout.endswith("B parameters\n")
+    assert done.stdout.endswith("GB of weights\n")
     again = subprocess.run(
         [sys.executable, SCRIPT, tmp_path / "made", *options], capture_output=True, text=True, check=False
     )

@@ -6,13 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
+from gguf_models import MODELS, random_tensors, write_gguf
 from synthetic import Source
 
 import elmoe.checkpoint.resolve as resolve_module
 from elmoe.checkpoint.convert import convert
 from elmoe.checkpoint.folder import Checkpoint
+from elmoe.checkpoint.gguf_header import read_header
 from elmoe.checkpoint.resolve import BUILT_IN, cache_folder, read_config, resolve
-from elmoe.errors import CheckpointError, StorageError, UnsupportedModelError
+from elmoe.errors import CheckpointError, StorageError
 
 
 @pytest.fixture(autouse=True)
@@ -129,12 +131,52 @@ def test_things_without_weights(source: Source, tmp_path: Path) -> None:
         read_config(str(tmp_path))
 
 
-def test_gguf(tmp_path: Path) -> None:
-    (tmp_path / "q8.gguf").write_bytes(b"GGUF")
-    for model in (tmp_path / "q8.gguf", tmp_path):
-        for function in (resolve, read_config):
-            with pytest.raises(UnsupportedModelError, match=r"q8\.gguf: GGUF files cannot be read by this version"):
-                function(str(model))
+def test_a_gguf_file_is_converted_once(tmp_path: Path, cache: Path, conversions: list[Path]) -> None:
+    (tmp_path / "models").mkdir()
+    values = MODELS["qwen3_moe"]
+    path = write_gguf(tmp_path / "models" / "small.gguf", values, random_tensors(values))
+    first = resolve(str(path))
+    assert first.parent == cache
+    assert first.name.startswith("small-")
+    Checkpoint.open(first).verify()
+    assert resolve(str(path)) == resolve(str(tmp_path / "models")) == first
+    (tmp_path / "models" / "notes.txt").write_text("not of the model")
+    assert resolve(str(path)) == first
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    second = resolve(str(path))
+    assert conversions == [first, second]
+
+
+def test_any_of_several_gguf_files_is_the_same_model(tmp_path: Path, conversions: list[Path]) -> None:
+    (tmp_path / "models").mkdir()
+    values = MODELS["qwen3_moe"]
+    write_gguf(tmp_path / "models" / "small.gguf", values, random_tensors(values), split=16)
+    parts = sorted((tmp_path / "models").iterdir())
+    found = {resolve(str(path)) for path in (*parts, tmp_path / "models")}
+    assert len(found) == len(conversions) == 1
+    os.utime(parts[1], ns=(0, parts[1].stat().st_mtime_ns + 1))
+    assert resolve(str(parts[0])) not in found
+
+
+def test_config_of_a_gguf_file_needs_its_header_alone(tmp_path: Path, conversions: list[Path]) -> None:
+    values = MODELS["glm4_moe_lite"]
+    path = write_gguf(tmp_path / "small.gguf", values, random_tensors(values))
+    start = min(info.offset for info in read_header(path).tensors.values())
+    path.write_bytes(path.read_bytes()[:start])
+    for model in (path, tmp_path):
+        assert read_config(str(model))["model_type"] == "glm4_moe_lite"
+    with pytest.raises(CheckpointError, match=r"small\.gguf is truncated"):
+        resolve(str(path))
+    assert not any(path.exists() for path in conversions)
+
+
+def test_broken_and_missing_gguf_files(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGML")
+    for function in (resolve, read_config):
+        with pytest.raises(CheckpointError, match=r"bad\.gguf is not a GGUF file"):
+            function(str(tmp_path / "bad.gguf"))
+        with pytest.raises(CheckpointError, match=r"there is no model '.*none\.gguf'; MODEL is .* a \.gguf file"):
+            function(str(tmp_path / "none.gguf"))
 
 
 def test_read_config(source: Source, converted: Path, conversions: list[Path], tmp_path: Path) -> None:

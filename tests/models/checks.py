@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from elmoe.errors import UnsupportedModelError
-from elmoe.models.program import Program
+from elmoe.models.program import GroupedQueryAttention, LatentAttention, MixtureOfExperts, Program
 from elmoe.models.registry import Family, family_of
 from models.published import PUBLISHED
 
@@ -38,3 +38,24 @@ def assert_refused(values: Values, message: str) -> None:
     """UnsupportedModelError with exactly this text after ``config.json: ``."""
     with pytest.raises(UnsupportedModelError, match=f"^{re.escape(f'config.json: {message}')}$"):
         family_of(values).program(values)
+
+
+def grouped(program: Program, layer: int = 0) -> GroupedQueryAttention:
+    """Grouped-query attention of a layer."""
+    attention = program.layers[layer].attention
+    assert isinstance(attention, GroupedQueryAttention)
+    return attention
+
+
+def latent(program: Program, layer: int = 0) -> LatentAttention:
+    """Latent attention of a layer."""
+    attention = program.layers[layer].attention
+    assert isinstance(attention, LatentAttention)
+    return attention
+
+
+def mixture(program: Program, layer: int = 0) -> MixtureOfExperts:
+    """The MoE block of a layer."""
+    ffn = program.layers[layer].ffn
+    assert isinstance(ffn, MixtureOfExperts)
+    return ffn

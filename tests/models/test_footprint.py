@@ -12,6 +12,7 @@ from elmoe.models import qwen3_moe
 from elmoe.models.footprint import Footprint, footprint
 from elmoe.models.program import Linear, expert_plane_bytes
 from elmoe.quant import tiles
+from models.checks import published
 
 Values = dict[str, Any]
 
@@ -64,6 +65,38 @@ def test_pool_of_qwen3_30b_a3b(qwen3_30b_a3b: Values) -> None:
     assert size.fast_bytes_needed(1000) == 1_674_993_664 + 98_304_000 + 8 * slot
 
 
+def test_gpt_oss_20b_by_hand() -> None:
+    """MXFP4 experts have one plane: per 16 rows 45 tiles of 512 bytes, then 90 groups' scales, padded to 64 bytes."""
+    family, values = published("openai/gpt-oss-20b")
+    size = footprint(family.shape(values), family.program(values))
+    block = 45 * 512 + 1472
+    assert size.expert_msb == (5760 + 2880) // 16 * block
+    assert size.expert_lsb == size.experts_lsb == 0
+    assert size.experts_msb == 24 * 32 * size.expert_msb
+    attention = 2880 * 5120 + 4096 * 2880
+    dense = 24 * attention + 2 * 201088 * 2880
+    of_expert = 5760 + 2880
+    vectors = 24 * (2 * 2880 + 64 + 32 * (2880 + 1 + of_expert) + 5120 + 2880) + 2880
+    assert size.dense_msb == dense * 9 // 16 + 4 * vectors
+    assert size.scales == dense // 16 + 24 * 32 * (5760 + 2880) // 16 * 1472
+    assert size.kv_per_token == 24 * 2 * 8 * 64 * 2
+    assert size.windows == ((128, 12 * 2 * 8 * 64 * 2),)
+
+
+def test_glm_4_7_flash_by_hand() -> None:
+    """Latent attention: 576 elements per token and layer; shared experts and the dense layer are dense weights."""
+    family, values = published("zai-org/GLM-4.7-Flash")
+    size = footprint(family.shape(values), family.program(values))
+    attention = 2048 * (768 + 576) + 768 * 5120 + 512 * 20 * (192 + 256) + 5120 * 2048
+    shared = 3 * 2048 * 1536
+    dense = 47 * attention + 3 * 2048 * 10240 + 46 * shared + 2 * 154880 * 2048
+    vectors = 47 * (2 * 2048 + 768 + 512) + 46 * (64 * 2048 + 64) + 2048
+    assert size.dense == dense * 17 // 16 + 4 * vectors
+    assert size.kv_per_token == 47 * 576 * 2
+    assert size.windows == ()
+    assert size.expert_msb == 3 * 2048 * 1536 * 9 // 16
+
+
 @pytest.mark.parametrize(
     "change", [{}, {"tie_word_embeddings": True}, {"attention_bias": True}, {"mlp_only_layers": []}]
 )
@@ -102,6 +135,7 @@ def room() -> Footprint:
         experts_lsb=432,
         scales=90,
         kv_per_token=2,
+        windows=(),
         expert_msb=10,
         expert_lsb=9,
         moe_layers=3,

@@ -10,16 +10,23 @@ import pytest
 from elmoe.errors import UnsupportedModelError
 from elmoe.models import qwen3_moe
 from elmoe.models.registry import FAMILIES, family_of
+from models.published import PUBLISHED
 
 
 def test_qwen3_moe_is_found(qwen3_30b_a3b: dict[str, Any]) -> None:
     assert family_of(qwen3_30b_a3b) is qwen3_moe
 
 
+def test_published_models_are_found() -> None:
+    found = {family_of(values).MODEL_TYPE for values in PUBLISHED.values()}
+    assert found | {"qwen3_moe"} == set(FAMILIES)
+    assert list(FAMILIES) == sorted(FAMILIES)
+
+
 def test_families_are_listed_under_their_model_type() -> None:
     for kind, family in FAMILIES.items():
         assert kind == family.MODEL_TYPE
-        for name in ("shape", "program", "hf_names", "hf_expert_names"):
+        for name in ("shape", "program", "parts", "expert_parts", "ignored"):
             assert callable(getattr(family, name))
 
 

@@ -103,10 +103,8 @@ def test_factor_of_latent_scores(scaling: Values | None, factor: float) -> None:
     ("field", "key"), [("rope_scaling", "type"), ("rope_scaling", "rope_type"), ("rope_parameters", "rope_type")]
 )
 def test_other_kinds_are_refused(field: str, key: str, kind: Any) -> None:
-    refused(
-        {field: {key: kind, "factor": 4.0}},
-        f"{field}: {key} = {kind!r} is not supported; elmoe runs 'default' or 'yarn'",
-    )
+    message = f"{field}: {key} = {kind!r} is not supported; elmoe runs 'default' or 'yarn'"
+    refused({field: {key: kind, "factor": 4.0}}, message)
 
 
 @pytest.mark.parametrize(

@@ -30,15 +30,26 @@ SHAPE = ModelShape(
 )
 
 
+LATENT = replace(
+    SHAPE, kv_heads=8, head_dim=24, latent_dim=64, query_latent_dim=32, nope_dim=16, rope_dim=8, value_dim=12
+)
+
+
 def test_kv_bytes() -> None:
     """Keys and values, 4 layers, 2 heads of 8, two bytes each."""
     assert SHAPE.kv_elements_per_token == 2 * 4 * 2 * 8
     assert SHAPE.kv_bytes_per_token == 256
 
 
+def test_kv_bytes_of_latents() -> None:
+    """One latent of 64 and one rotated key of 8 per layer, whatever the number of heads."""
+    assert LATENT.kv_elements_per_token == 4 * (64 + 8)
+    assert replace(LATENT, heads=16, kv_heads=16).kv_bytes_per_token == 2 * 4 * 72
+
+
 def test_as_dict_goes_through_json() -> None:
     values = json.loads(json.dumps(SHAPE.as_dict()))
-    values["moe_layers"] = tuple(values["moe_layers"])
+    values |= {name: tuple(values[name]) for name in ("moe_layers", "windowed_layers")}
     assert ModelShape(**values) == SHAPE
 
 
@@ -49,6 +60,8 @@ def test_as_dict_goes_through_json() -> None:
         ({"expert_hidden": 48}, "config.json: expert_hidden = 48 is not a multiple of the quantisation group 32"),
         ({"dense_hidden": 100}, "config.json: dense_hidden = 100 is not a multiple of the quantisation group 32"),
         ({"head_dim": 6}, "config.json: heads * head_dim = 48 is not a multiple of the quantisation group 32"),
+        ({"shared_hidden": 48}, "config.json: shared_hidden = 48 is not a multiple of the quantisation group 32"),
+        ({"head_dim": 5, "heads": 32}, "config.json: head_dim = 5 is odd; rotary embeddings turn pairs"),
         ({"kv_heads": 3}, "config.json: 8 attention heads cannot share 3 key-value heads"),
         ({"kv_heads": 16}, "config.json: 8 attention heads cannot share 16 key-value heads"),
         ({"experts_per_tok": 7}, "config.json: 7 experts per token out of 6 experts"),
@@ -58,6 +71,24 @@ def test_as_dict_goes_through_json() -> None:
 def test_shapes_that_cannot_run_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"^{re.escape(message)}$"):
         replace(SHAPE, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latent_dim": 48}, "latent_dim = 48 is not a multiple of the quantisation group 32"),
+        ({"query_latent_dim": 48}, "query_latent_dim = 48 is not a multiple of the quantisation group 32"),
+        ({"value_dim": 14}, "heads * value_dim = 112 is not a multiple of the quantisation group 32"),
+        ({"rope_dim": 7}, "rope_dim = 7 is odd; rotary embeddings turn pairs"),
+    ],
+)
+def test_latent_shapes_that_cannot_run_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"^{re.escape(f'config.json: {message}')}$"):
+        replace(LATENT, **change)
+
+
+def test_heads_without_position_may_have_any_size() -> None:
+    assert replace(LATENT, nope_dim=13, head_dim=21).nope_dim == 13
 
 
 def test_the_dense_size_is_free_without_dense_layers() -> None:
@@ -73,6 +104,31 @@ def test_integer_refuses(value: Any) -> None:
     text = re.escape(f"config.json: layers must be a positive integer, not {value!r}")
     with pytest.raises(UnsupportedModelError, match=f"^{text}$"):
         Config({"layers": value}).integer("layers", 5)
+
+
+@pytest.mark.parametrize("value", [-1, True, 0.0, "0"])
+def test_integer_from_zero(value: Any) -> None:
+    assert Config({"first": 0}).integer("first", 1, least=0) == 0
+    text = re.escape(f"config.json: first must be an integer from 0 on, not {value!r}")
+    with pytest.raises(UnsupportedModelError, match=f"^{text}$"):
+        Config({"first": value}).integer("first", 1, least=0)
+
+
+def test_integer_or_none() -> None:
+    assert Config({"rank": 3}).integer_or_none("rank") == 3
+    assert Config({"rank": None}).integer_or_none("rank") is None
+    with pytest.raises(UnsupportedModelError, match=r"rank is missing; it must be a positive integer or null$"):
+        Config({}).integer_or_none("rank")
+    with pytest.raises(UnsupportedModelError, match=r"rank must be a positive integer, not 0$"):
+        Config({"rank": 0}).integer_or_none("rank")
+
+
+def test_a_number_beyond_any_model() -> None:
+    for name in ("num_experts", "num_local_experts", "n_routed_experts", "num_hidden_layers", "vocab_size"):
+        with pytest.raises(
+            UnsupportedModelError, match=rf"{name} = 2147483648 is beyond any model; the file is damaged$"
+        ):
+            Config({name: 1 << 31}).integer(name)
 
 
 @pytest.mark.parametrize("values", [{}, {"layers": None}])
@@ -117,6 +173,19 @@ def test_integers_refuses(value: Any) -> None:
 @pytest.mark.parametrize("values", [{}, {"dense": None}, {"dense": []}])
 def test_integers_default(values: dict[str, Any]) -> None:
     assert Config(values).integers("dense") == ()
+
+
+def test_texts() -> None:
+    assert Config({}).texts("kinds", ("a", "b"), 2) is None
+    assert Config({"kinds": None}).texts("kinds", ("a", "b"), 2) is None
+    assert Config({"kinds": ["b", "a"]}).texts("kinds", ("a", "b"), 2) == ("b", "a")
+
+
+@pytest.mark.parametrize("value", [[], ["a"], ["a", "a", "a"], ["a", "c"], ["a", ["a"]], "ab", 2, {"a": 1, "b": 2}])
+def test_texts_refuses(value: Any) -> None:
+    text = re.escape(f"config.json: kinds must be a list of 2 times 'a' or 'b', not {value!r}")
+    with pytest.raises(UnsupportedModelError, match=f"^{text}$"):
+        Config({"kinds": value}).texts("kinds", ("a", "b"), 2)
 
 
 def test_require_lists_what_elmoe_runs() -> None:

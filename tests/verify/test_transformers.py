@@ -80,9 +80,10 @@ def test_a_tree(pair: Pair) -> None:
     assert difference(ours, hf_models.tree_logits(pair.theirs, prefix, tokens, PARENTS)) < TOLERANCE
 
 
-def test_a_tree_is_its_paths(pair: Pair) -> None:
+@pytest.mark.parametrize("number", [-1, 2])
+def test_a_tree_is_its_paths(pair: Pair, number: int) -> None:
     """transformers again, without masks: each root-to-leaf path as a text of its own."""
-    prefix, tokens = pair.texts[-1], pair.tree()
+    prefix, tokens = pair.texts[number], pair.tree()
     ours = forward_tree(pair.ours, prefix, tokens, PARENTS).logits
     for leaf in set(range(len(PARENTS))) - set(PARENTS):
         path = [leaf]

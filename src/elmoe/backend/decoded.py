@@ -104,8 +104,8 @@ class DecodedWeights:
     def _decode(self, linear: Linear, quality: DraftQuality, msb: UInt8, lsb: Callable[[], UInt8]) -> Decoded:
         codes, scales = _codes(linear, quality, msb, lsb)
         if self.activations is Activations.FP32:
-            grouped = codes.reshape(*scales.shape, GROUP).astype(np.float32) * scales.astype(np.float32)[..., None]
-            weights = np.ascontiguousarray(grouped.reshape(codes.shape).T)[None]
+            wide = codes.reshape(*scales.shape, GROUP).astype(np.float32) * scales.astype(np.float32)[..., None]
+            weights = np.ascontiguousarray(wide.reshape(codes.shape).T)[None]
             return Decoded(weights, np.ones((1, linear.outputs), dtype=np.float32))
         grouped = codes.reshape(linear.outputs, -1, GROUP).transpose(1, 2, 0)  # [G, 32, N]
         return Decoded(

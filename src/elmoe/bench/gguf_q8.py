@@ -22,7 +22,8 @@ from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.manifest import MANIFEST_FILE
 from elmoe.checkpoint.resolve import cache_folder
 from elmoe.errors import ConfigError
-from elmoe.models.program import Linear, MixtureOfExperts, Program
+from elmoe.models import qwen3_moe
+from elmoe.models.program import GroupedQueryAttention, Linear, MixtureOfExperts, Storage
 from elmoe.quant.bitnested import GROUP, Float16, Int8, UInt8
 from elmoe.quant.tiles import TILE_ROWS, plane_bytes, unpack
 from elmoe.trace.atomic import atomic_file, storage_errors
@@ -67,11 +68,12 @@ def cached_gguf(checkpoint: Checkpoint, progress: Progress | None = None) -> Pat
 def write_gguf(checkpoint: Checkpoint, path: Path, progress: Progress | None = None) -> None:
     """Write the file, whole or not at all; memory holds a few megabytes of it. `progress` gets (bytes done, in all).
 
-    Raises ConfigError for a model that llama.cpp's qwen3moe does not compute as we do, and when the `gguf` package is
-    missing; StorageError when the operating system refuses; CheckpointError for damaged weights.
+    Raises ConfigError for a model that llama.cpp's qwen3moe does not compute as we do, StorageError when the operating
+    system refuses, CheckpointError for damaged weights.
     """
-    gguf = gguf_package()
-    check_expressible(checkpoint.program)
+    import gguf  # heavy
+
+    check_expressible(checkpoint)
     tensors = list(gguf_tensors(checkpoint))
     done, total = 0, sum(tensor.size_bytes for tensor in tensors)
     with atomic_file(path) as partial, storage_errors(path):
@@ -84,6 +86,7 @@ def write_gguf(checkpoint: Checkpoint, path: Path, progress: Progress | None = N
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
+            assert writer.fout is not None, "the header has been written"
             file = writer.fout[0]
             writer.write_padding(file, file.tell())
             for tensor in tensors:
@@ -97,29 +100,21 @@ def write_gguf(checkpoint: Checkpoint, path: Path, progress: Progress | None = N
             writer.close()
 
 
-def gguf_package() -> Any:
-    """The optional `gguf` package; ConfigError names the extra that brings it."""
-    try:
-        import gguf
-    except ImportError:
-        raise ConfigError("a GGUF file for the peer needs the gguf package; pip install 'elmoe[bench]'") from None
-    return gguf
-
-
-def check_expressible(program: Program) -> None:
-    """ConfigError for a program that llama.cpp's qwen3moe would not compute as we do."""
-    odd = ""
-    for index, layer in enumerate(program.layers):
-        if not isinstance(layer.ffn, MixtureOfExperts):
-            odd = f"layer {index} has a dense MLP"
-        elif not layer.ffn.router.renormalize:
-            odd = "expert weights are not renormalised (norm_topk_prob)"
-        elif layer.attention.query_norm is None or layer.attention.key_norm is None:
-            odd = "queries and keys have no norm"
-        elif layer.attention.qkv.bias or layer.attention.out.bias:
-            odd = "attention has biases"
-        if odd:
-            raise ConfigError(f"llama.cpp's qwen3moe cannot run this model: {odd}; leave --against out")
+def check_expressible(checkpoint: Checkpoint) -> None:
+    """ConfigError for a model that llama.cpp's qwen3moe would not compute as we do."""
+    odd = "" if checkpoint.shape.family == qwen3_moe.MODEL_TYPE else f"it is a {checkpoint.shape.family}"
+    if not odd:
+        for index, layer in enumerate(checkpoint.program.layers):
+            if not isinstance(layer.ffn, MixtureOfExperts):
+                odd = f"layer {index} has a dense MLP"
+            elif not layer.ffn.router.renormalize:
+                odd = "expert weights are not renormalised (norm_topk_prob)"
+            elif layer.ffn.expert.gate_up.storage is not Storage.INT8:
+                odd = "its experts are not INT8"
+            elif any(linear.bias for linear in layer.attention.linears):
+                odd = "attention has biases"
+    if odd:
+        raise ConfigError(f"llama.cpp's qwen3moe cannot run this model: {odd}; leave --against out")
 
 
 def gguf_tensors(checkpoint: Checkpoint) -> Iterator[GgufTensor]:
@@ -129,6 +124,7 @@ def gguf_tensors(checkpoint: Checkpoint) -> Iterator[GgufTensor]:
     for index, layer in enumerate(program.layers):
         attention, ffn, block = layer.attention, layer.ffn, f"blk.{index}"
         assert isinstance(ffn, MixtureOfExperts), "check_expressible has seen to it"
+        assert isinstance(attention, GroupedQueryAttention), "likewise"
         assert attention.query_norm is not None, "likewise"
         assert attention.key_norm is not None, "likewise"
         query, key = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim

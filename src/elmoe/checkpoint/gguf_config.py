@@ -287,7 +287,7 @@ def _deepseek2(model: Described) -> Fields:
         "n_shared_experts": model.integer("expert_shared_count"),
         "moe_intermediate_size": model.integer("expert_feed_forward_length"),
         "intermediate_size": model.integer("feed_forward_length"),
-        "first_k_dense_replace": model.integer("leading_dense_block_count", 0, least=0),
+        "first_k_dense_replace": _dense_layers(model),
         "kv_lora_rank": model.integer("attention.kv_lora_rank"),
         "q_lora_rank": model.integer("attention.q_lora_rank") if _has(model, "attn_q_a.weight") else None,
         "qk_rope_head_dim": rotated,
@@ -311,6 +311,12 @@ def _deepseek2(model: Described) -> Fields:
         "rope_interleave": True,
         "num_nextn_predict_layers": model.integer("nextn_predict_layers", 0, least=0),
     }
+
+
+def _dense_layers(model: Described) -> int:
+    """How many of the first layers have no router: ``leading_dense_block_count`` is not always written for GLM."""
+    routed = (layer for layer in range(model.layers) if f"blk.{layer}.ffn_gate_inp.weight" in model.tensors)
+    return next(routed, model.layers)
 
 
 def _mscale(model: Described) -> Fields:

@@ -137,10 +137,10 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
 def gguf_model(path: Path) -> Path | None:
     """The GGUF file that `path` means: itself, or the only model in a folder without ``config.json``; else None.
 
-    Raises CheckpointError for a folder with several models in it.
+    Of a model in several files it is the first. Raises CheckpointError for a folder with several models in it.
     """
     if path.suffix == SUFFIX and not path.is_dir():
-        return path
+        return split_files(path)[0]
     if not path.is_dir() or (path / "config.json").exists():
         return None
     found = {split_files(file)[0] for file in path.glob(f"*{SUFFIX}")}

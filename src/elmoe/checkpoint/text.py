@@ -6,17 +6,18 @@ Knows nothing about weights or engines.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from elmoe.checkpoint.chat import ChatTemplate
-from elmoe.checkpoint.json_file import read_json_object
+from elmoe.checkpoint.chat import DEFAULT, FETCH, ChatTemplate, read_chat_templates
 from elmoe.errors import CheckpointError, PromptError
 
 TOKENIZER_FILE = "tokenizer.json"
-FETCH = "fetch the model again and convert it"
+TOOL_USE = "tool_use"
+"""Name of the template that is taken when tools are given."""
 REPLACEMENT = "\ufffd"
 """What a decoder writes for bytes that are not, or not yet, a UTF-8 character."""
 
@@ -24,8 +25,8 @@ REPLACEMENT = "\ufffd"
 class Tokenizer:
     """A model's own tokenizer. Make one with `Tokenizer.open`."""
 
-    def __init__(self, core: tokenizers.Tokenizer, template: ChatTemplate | None, origin: Path) -> None:
-        self._core, self._template, self._origin = core, template, origin
+    def __init__(self, core: tokenizers.Tokenizer, templates: Mapping[str, ChatTemplate], origin: Path) -> None:
+        self._core, self._templates, self._origin = core, dict(templates), origin
 
     @classmethod
     def open(cls, folder: Path) -> Tokenizer:
@@ -45,12 +46,16 @@ class Tokenizer:
             raise CheckpointError(f"{path} is not a tokenizer ({error}); {FETCH}") from None
         core.no_truncation()  # a prompt that is too long is an error of the engine's, never cut in silence
         core.no_padding()
-        return cls(core, _read_template(folder), folder)
+        return cls(core, read_chat_templates(folder), folder)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Number of token ids, added tokens included; the model's own vocabulary may be padded beyond it."""
-        return self._core.get_vocab_size(with_added_tokens=True)
+        """One more than the largest token id, added tokens included; the model's vocabulary may be padded beyond it."""
+        return max(self._core.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def token_id(self, text: str) -> int | None:
+        """Id of the token that is spelled so, None where there is none."""
+        return self._core.token_to_id(text)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.
@@ -64,27 +69,47 @@ class Tokenizer:
             raise PromptError(f"the prompt is not valid Unicode: lone surrogate at character {error.start}") from None
         return list(self._core.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids, special tokens left out."""
-        return str(self._core.decode(list(ids), skip_special_tokens=True))
+        return str(self._core.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     @property
     def has_chat_template(self) -> bool:
         """Whether `render_chat` works."""
-        return self._template is not None
+        return DEFAULT in self._templates
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation by the model's chat template.
+    @property
+    def template_variables(self) -> frozenset[str]:
+        """Names of the variables that a chat template of the model looks at; empty when it has none."""
+        return frozenset().union(*(template.variables for template in self._templates.values()))
 
-        Raises CheckpointError when the model has none, PromptError when it refuses the messages.
+    def template_mentions(self, text: str) -> bool:
+        """Whether the model's chat template has `text` in it."""
+        return self.has_chat_template and text in self._templates[DEFAULT].text
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation by the model's chat template; with ``tools`` by its one for tools if it has one.
+
+        variables: what else the template looks at; see `ChatTemplate.render`. Raises CheckpointError when the model
+        has no template, PromptError when it refuses the messages.
         """
-        if self._template is None:
-            raise CheckpointError(f"{self._origin} has no chat template; use raw prompts")
-        return self._template.render(messages, add_generation_prompt)
+        given = variables or {}
+        name = TOOL_USE if given.get("tools") is not None and TOOL_USE in self._templates else DEFAULT
+        if name not in self._templates:
+            others = f" but {', '.join(sorted(self._templates))}" if self._templates else ""
+            raise CheckpointError(f"{self._origin} has no chat template{others}; use raw prompts")
+        return self._templates[name].render(messages, add_generation_prompt, given)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Token ids of a conversation that the model is to continue; the template places all special tokens."""
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+        return self.encode(self.render_chat(messages, variables=variables), add_special_tokens=False)
 
 
 class Detokenizer:
@@ -121,7 +146,10 @@ class Detokenizer:
 
 
 def stop_ids(generation_config: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, ...]:
-    """End-of-text ids: ``eos_token_id`` of generation_config.json, else of config.json; ascending, maybe none."""
+    """End-of-text ids: ``eos_token_id`` of generation_config.json, else of config.json; ascending, maybe none.
+
+    Raises CheckpointError for one that is no token id, or beyond the vocabulary of config.json.
+    """
     for name, values in (("generation_config.json", generation_config), ("config.json", config)):
         found = values.get("eos_token_id")
         if found is None:
@@ -129,37 +157,11 @@ def stop_ids(generation_config: Mapping[str, Any], config: Mapping[str, Any]) ->
         ids = found if isinstance(found, list) else [found]
         if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in ids):
             raise CheckpointError(f"{name}: eos_token_id must be a token id or a list of them, not {found!r}")
+        vocab = config.get("vocab_size")
+        if ids and isinstance(vocab, int) and max(ids) >= vocab:
+            raise CheckpointError(
+                f"{name}: eos_token_id {max(ids)} is not in the vocabulary of {vocab} tokens; the file belongs to "
+                f"another model: {FETCH}"
+            )
         return tuple(sorted(set(ids)))
     return ()
-
-
-def _read_template(folder: Path) -> ChatTemplate | None:
-    """``chat_template.jinja``, else the template in ``tokenizer_config.json``."""
-    settings: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            settings |= read_json_object(folder / name, FETCH)
-    variables = {name: text for name in settings if name.endswith("_token") and (text := _token(settings[name]))}
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return ChatTemplate(path.read_text(encoding="utf-8"), variables, str(path))
-        except UnicodeDecodeError:
-            raise CheckpointError(f"{path} is not UTF-8 text; {FETCH}") from None
-    text = _default_template(settings.get("chat_template"))
-    return ChatTemplate(text, variables, str(folder / "tokenizer_config.json")) if text else None
-
-
-def _token(value: object) -> str:
-    """A special token is spelled as its text, or as an object that holds it; anything else is not one."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else ""
-
-
-def _default_template(value: object) -> str:
-    """One template, or a list of named ones of which ``default`` is taken."""
-    if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        value = named.get("default")
-    return value if isinstance(value, str) else ""

@@ -16,7 +16,7 @@ from elmoe.backend.protocol import Backend
 from elmoe.backend.select import open_backend
 from elmoe.bench.arms import Arm, BackendArm, EngineArm
 from elmoe.bench.bandwidth import BandwidthProbe
-from elmoe.bench.gguf_q8 import cached_gguf, check_expressible, gguf_package
+from elmoe.bench.gguf_q8 import cached_gguf, check_expressible
 from elmoe.bench.peer import Peer, PeerArm, agreement
 from elmoe.bench.race import race, rows
 from elmoe.bench.workload import RacePlan
@@ -64,8 +64,7 @@ def bench(
             checkpoint = Checkpoint.open(resolve(model, progress))
         plan.check_fit(checkpoint.shape)
         if peer is not None:
-            check_expressible(checkpoint.program)
-            gguf_package()
+            check_expressible(checkpoint)
         runner = open_backend(backend, checkpoint)
         threads = thread_count(runner)
         arms = own_arms(runner, options)

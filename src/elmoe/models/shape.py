@@ -170,7 +170,7 @@ class Config:
         if not isinstance(value, list) or len(value) != length or any(item not in allowed for item in value):
             choices = " or ".join(repr(item) for item in allowed)
             raise UnsupportedModelError(
-                f"{self.source}: {name} must be a list of {length} times {choices}, not {str(value)[:80]}"
+                f"{self.source}: {name} must be a list of {length} times {choices}, not {repr(value)[:80]}"
             )
         return tuple(value)
 

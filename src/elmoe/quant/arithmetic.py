@@ -39,8 +39,11 @@ def group_sums(x_codes: Int8, w_codes: Int8) -> npt.NDArray[np.int32]:
     return sums
 
 
-def linear(x_codes: Int8, x_scales: Float32, w_codes: Int8, w_scales: Float16) -> Float32:
-    """Y [M, N] float32 = x [M, K] times w [N, K] transposed; groups added in ascending order."""
+def linear(x_codes: Int8, x_scales: Float32, w_codes: Int8, w_scales: Float16 | Float32) -> Float32:
+    """Y [M, N] float32 = x [M, K] times w [N, K] transposed; groups added in ascending order.
+
+    MXFP4 weights enter as `mxfp4.doubled` codes and `mxfp4.halved_scales`.
+    """
     sums = group_sums(x_codes, w_codes)
     wide = w_scales.astype(np.float32)
     scaled = [sums[g].astype(np.float32) * (wide[None, :, g] * x_scales[:, g, None]) for g in range(len(sums))]

@@ -159,6 +159,12 @@ def test_missing_fields(name: str) -> None:
         config_of(described(MODELS["qwen3_moe"], **{name: None}))
 
 
+@pytest.mark.parametrize("fields", [{"block_count": 1 << 31}, {"nextn_predict_layers": 2}])
+def test_a_number_of_layers_that_no_model_has(fields: dict[str, int]) -> None:
+    with pytest.raises(CheckpointError, match=r"x\.gguf: it says that it has (2147483648|0) layers; it is damaged"):
+        config_of(described(MODELS["gpt_oss"], **fields))
+
+
 def test_missing_embedding() -> None:
     with pytest.raises(CheckpointError, match=r"x\.gguf: tensor token_embd\.weight is missing; fetch the file"):
         config_of(described(MODELS["qwen3_moe"], without=["token_embd.weight"]))

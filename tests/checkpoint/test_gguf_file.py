@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 from gguf_models import MODELS, Kind, Values, random_tensors, write_folder, write_gguf
 
+from elmoe.backend.select import open_backend
+from elmoe.bench import gguf_q8
 from elmoe.checkpoint.convert import convert
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.gguf_file import GgufFile, gguf_model, read_gguf_config
 from elmoe.checkpoint.gguf_header import read_header
 from elmoe.checkpoint.manifest import MANIFEST_FILE
 from elmoe.checkpoint.weight_source import FloatRows, Int8Rows, Mxfp4Rows
+from elmoe.engine.controller import Mode, Speculation
+from elmoe.engine.engine import Engine, EngineOptions
+from elmoe.engine.request import Generation
 from elmoe.errors import CheckpointError, TensorError, UnsupportedModelError
 from elmoe.models.source_tensors import Part
 from elmoe.quant import mxfp4
@@ -248,3 +253,31 @@ def test_the_folder_says_where_it_comes_from(qwen: Callable[..., Path], tmp_path
     assert (tmp_path / "model.elmoe" / "chat_template.jinja").read_text() == "{{ messages }}"
     assert checkpoint.config == read_gguf_config(path)
     assert MANIFEST_FILE not in checkpoint.manifest["copied"]
+
+
+def test_the_built_in_model_written_for_the_peer_and_read_back(tiny: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    gguf_q8.write_gguf(tiny, path)
+    assert weights_of(path) == {name: (tiny.path / name).read_bytes() for name in WEIGHTS}
+    assert Checkpoint.open(tmp_path / "tiny.elmoe").program == tiny.program
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("name", ["gpt_oss in MXFP4", "glm4_moe_lite", "mixtral"])
+def test_tokens_are_those_of_the_folder(name: str, backend: str, tmp_path: Path) -> None:
+    values, tensors = MODELS[name], random_tensors(MODELS[name])
+
+    def tokens(source: Path, mode: Mode) -> list[int]:
+        destination = tmp_path / f"{source.stem}-{mode.value}.elmoe"
+        convert(source, destination)
+        options = EngineOptions(speculation=Speculation(mode, width=2, depth=3, verify=4))
+        engine = Engine(open_backend(backend, Checkpoint.open(destination)), options=options)
+        request = engine.submit([5, 17, 60, 3], Generation(24, ignore_eos=True))
+        while request.finish_reason is None:
+            engine.step()
+        return request.output().token_ids
+
+    expected = tokens(write_folder(tmp_path / "folder", values, tensors), Mode.AR)
+    path = write_gguf(tmp_path / "model.gguf", values, tensors, Kind.Q8_0)
+    assert tokens(path, Mode.AR) == tokens(path, Mode.SD) == expected
+    assert len(set(expected)) > 3

@@ -153,7 +153,7 @@ def test_demo_proves_and_reports(capsys, tmp_path):
         (["run", "tiny", "-p", "Hi", "--mode", "fast"], "'fast' is not one of 'ar', 'sd', 'auto'"),
         (["run", "tiny"], "no prompt given; use -p TEXT"),
         (["run", "nowhere", "-p", "Hi"], "there is no model 'nowhere'"),
-        (["run", "model.gguf", "-p", "Hi"], "GGUF"),
+        (["run", "model.gguf", "-p", "Hi"], "there is no model 'model.gguf'"),
         (["inspect", "tiny", "--context", 99999], "context 99999 is beyond the model's 2048"),
         (["logits", "tiny", "--tokens", "1,9000"], "token 9000 is not in the vocabulary of 8192"),
         (["logits", "tiny", "--tokens", "1", "-o", "x.txt"], "name a .npy file"),

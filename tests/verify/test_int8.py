@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from backend.family_models import FAMILY_MODELS, make_family_model
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.text import Tokenizer
 from elmoe.quant.arithmetic import linear, quantize_activations
@@ -64,3 +65,27 @@ def test_logits_err_like_random_rounding(tiny: Checkpoint) -> None:
     assert study.int8.typical < injected_noise.band([each.typical for each in study.uniform])[1]
     most_flips = max(each.flipped_decisions for each in study.uniform)
     assert study.int8.flipped_decisions <= 1.5 * most_flips
+
+
+@pytest.fixture(scope="module", params=FAMILY_MODELS)
+def family_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return make_family_model(tmp_path_factory.mktemp("family") / request.param, FAMILY_MODELS[request.param])
+
+
+def random_texts(checkpoint: Checkpoint) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, checkpoint.shape.vocab, length).tolist() for length in (60, 40, 20)]
+
+
+def test_bound_holds_at_every_layer_of_every_family(family_model: Checkpoint) -> None:
+    """Also of latent attention's products per head, of experts with biases and of MXFP4 experts."""
+    use = int8_bound.measure(family_model, random_texts(family_model))
+    assert use.violations == 0
+    assert 0 < use.rms < use.largest <= 1
+
+
+def test_logits_of_every_family_err_like_random_rounding(family_model: Checkpoint) -> None:
+    study = injected_noise.study(family_model, random_texts(family_model), REPETITIONS)
+    low, high = injected_noise.band([each.typical for each in study.signs])
+    assert low < study.int8.typical < high
+    assert study.int8.typical < injected_noise.band([each.typical for each in study.uniform])[1]

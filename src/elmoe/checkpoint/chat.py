@@ -29,8 +29,8 @@ FETCH = "fetch the model again and convert it"
 DEFAULT = "default"
 TEMPLATE_FILE = "chat_template.jinja"
 SETTINGS_FILE = "tokenizer_config.json"
-NAMED_FOLDER = "additional_chat_templates"
-"""Where a Hugging Face folder keeps templates other than the default, as NAME.jinja."""
+NAMED_TEMPLATES = "additional_chat_templates"
+"""Folder in a Hugging Face folder for templates other than the default, as NAME.jinja."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that a template sees, each as a variable."""
 OWN_VARIABLES = ("messages", "add_generation_prompt")
@@ -109,7 +109,7 @@ def read_chat_templates(folder: Path) -> dict[str, ChatTemplate]:
     """
     settings = _read_object(folder / SETTINGS_FILE)
     special_tokens = _special_tokens(folder, settings)
-    files = {path.name.removesuffix(".jinja"): path for path in (folder / NAMED_FOLDER).glob("*.jinja")}
+    files = {path.name.removesuffix(".jinja"): path for path in (folder / NAMED_TEMPLATES).glob("*.jinja")}
     prefix, suffix = named_template_file("\0").split("\0")
     files |= {path.name[len(prefix) : -len(suffix)]: path for path in folder.glob(named_template_file("*"))}
     if (folder / TEMPLATE_FILE).is_file():

@@ -7,6 +7,7 @@ model's authors have it. Source: llama.cpp, ``src/models/*.cpp`` and ``conversio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
@@ -15,9 +16,11 @@ from typing import Any
 
 from elmoe.checkpoint.gguf_header import BLOCKS, FETCH, TensorInfo
 from elmoe.errors import CheckpointError, UnsupportedModelError
+from elmoe.models.shape import LARGEST
 
 SIGMOID = 2
 """``expert_gating_func``: 1 is softmax, 2 is sigmoid."""
+BLOCK_NAME = re.compile(r"blk\.(\d{1,6})\.")
 REFUSED = (
     "attention.max_alibi_bias",
     "attention.temperature_scale",
@@ -93,7 +96,10 @@ class Described:
     @property
     def layers(self) -> int:
         """Without those that predict several tokens at once, which come last and which elmoe does not run."""
-        return self.integer("block_count") - self.integer("nextn_predict_layers", 0, least=0)
+        layers = self.integer("block_count") - self.integer("nextn_predict_layers", 0, least=0)
+        if not 1 <= layers <= LARGEST["num_hidden_layers"]:
+            raise CheckpointError(f"{self.path}: it says that it has {layers} layers; it is damaged, {FETCH}")
+        return layers
 
     @property
     def head_dim(self) -> int:
@@ -328,12 +334,18 @@ def _mscale(model: Described) -> Fields:
     return {"mscale": value, "mscale_all_dim": value}
 
 
+def block_of(name: str) -> int:
+    """Which layer a tensor is of, -1 for none."""
+    found = BLOCK_NAME.match(name)
+    return int(found[1]) if found else -1
+
+
 def _has_mxfp4_experts(model: Described) -> bool:
     """Whether all experts are MXFP4; UnsupportedModelError when only some are."""
     kinds = {
         info.kind: name
         for name, info in model.tensors.items()
-        if name.endswith("_exps.weight") and int(name.split(".")[1]) < model.layers
+        if name.endswith("_exps.weight") and block_of(name) < model.layers
     }
     of_mxfp4 = next(kind for kind, (name, _, _) in BLOCKS.items() if name == "MXFP4")
     if of_mxfp4 in kinds and len(kinds) > 1:

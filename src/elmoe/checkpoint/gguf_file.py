@@ -20,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from elmoe.checkpoint.gguf_config import Described, config_of
+from elmoe.checkpoint.gguf_config import Described, block_of, config_of
 from elmoe.checkpoint.gguf_header import BLOCKS, FETCH, Header, TensorInfo, read_header
 from elmoe.checkpoint.gguf_names import GgufNames
 from elmoe.checkpoint.gguf_tokenizer import tokenizer_files
@@ -71,7 +71,7 @@ class GgufFile:
     def tensors(self) -> tuple[str, ...]:
         """Names of all tensors in the file, sorted, but for those of layers that predict several tokens at once."""
         layers = self._model.layers
-        return tuple(sorted(name for name in self._model.tensors if _block(name) < layers))
+        return tuple(sorted(name for name in self._model.tensors if block_of(name) < layers))
 
     def unused(self, parts: Iterable[Part]) -> tuple[str, ...]:
         """Names of tensors that none of the parts is of, sorted."""
@@ -216,13 +216,6 @@ def _decode(kind: str, blocks: UInt8) -> Rows:
     nibbles = blocks[..., 1:]
     codes = np.concatenate([nibbles & np.uint8(15), nibbles >> np.uint8(4)], axis=-1)
     return Mxfp4Rows(codes.reshape(count, width), np.ascontiguousarray(blocks[..., 0]))
-
-
-def _block(name: str) -> int:
-    """Which layer a tensor is of, -1 for none."""
-    head, _, rest = name.partition(".")
-    number = rest.partition(".")[0]
-    return int(number) if head == "blk" and number.isdecimal() else -1
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

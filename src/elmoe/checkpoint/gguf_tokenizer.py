@@ -9,12 +9,14 @@ Two kinds of vocabulary are read: byte-level BPE (``gpt2``), whose way of cuttin
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from elmoe.checkpoint.chat import named_template_file
 from elmoe.checkpoint.gguf_header import FETCH
 from elmoe.checkpoint.gguf_pre_tokenizers import PRE_TOKENIZERS
 from elmoe.errors import CheckpointError, UnsupportedModelError
@@ -61,6 +63,10 @@ def tokenizer_files(path: Path, metadata: Mapping[str, Any], vocab_size: int) ->
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str) and template:
         files["chat_template.jinja"] = template.encode()
+    for field, text in metadata.items():
+        name = field.removeprefix("tokenizer.chat_template.")
+        if name != field and isinstance(text, str) and re.fullmatch(r"\w+", name):
+            files[named_template_file(name)] = text.encode()
     return files
 
 

@@ -8,14 +8,13 @@ which are not in the text. Knows nothing about engines and requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
 
 from elmoe.checkpoint.text import Detokenizer, Tokenizer
 
-OPEN, CLOSE = "<think>", "</think>"
+OPEN, CLOSE = TAGS = "<think>", "</think>"
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 MESSAGE_ENDS = ("<|end|>", "<|return|>", "<|call|>")
 HARMONY_MARKS = (START, CHANNEL, MESSAGE, CONSTRAIN, *MESSAGE_ENDS)
@@ -41,9 +40,6 @@ class Parts:
     reasoning: str = ""
     answer: str = ""
 
-    def __add__(self, more: Parts) -> Parts:
-        return Parts(self.reasoning + more.reasoning, self.answer + more.answer)
-
 
 def reasoning_format(tokenizer: Tokenizer) -> ReasoningFormat:
     """How the model of this tokenizer marks its reasoning, by its chat template and its vocabulary."""
@@ -52,7 +48,7 @@ def reasoning_format(tokenizer: Tokenizer) -> ReasoningFormat:
     harmony = (START, CHANNEL, MESSAGE)
     if all(tokenizer.token_id(mark) is not None and tokenizer.template_mentions(mark) for mark in harmony):
         return ReasoningFormat.HARMONY
-    if any(tokenizer.token_id(tag) is not None or tokenizer.template_mentions(tag) for tag in (OPEN, CLOSE)):
+    if any(tokenizer.token_id(tag) is not None or tokenizer.template_mentions(tag) for tag in TAGS):
         return ReasoningFormat.THINK
     return ReasoningFormat.NONE
 
@@ -61,133 +57,110 @@ class ReasoningStream:
     """Streams the two texts of the answer to one chat prompt: feed ids, get what they add to either.
 
     All pieces joined equal `split_reasoning` of all ids. Tags and channel marks are in neither text, nor are blanks
-    next to them; an answer without any mark is the text as it is. Reasoning that does not end is all reasoning.
+    next to tags; an answer without any mark is the text as it is. Reasoning that does not end is all reasoning.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         """For the answer to `prompt`, a chat's token ids, whose end may have opened the reasoning."""
-        self._state, marks = _start(tokenizer, prompt)
+        self._state: _Thinking | _Harmony
+        self._intake: _SpelledTags | _Thinking | _Harmony
+        """What takes text in."""
+        marks: tuple[str, ...] = ()
+        form = reasoning_format(tokenizer)
+        if form is ReasoningFormat.HARMONY:
+            self._intake = self._state = _Harmony.after(tokenizer, prompt)
+            marks = HARMONY_MARKS
+        else:
+            tail = tokenizer.decode(prompt[-PROMPT_TAIL:], skip_special_tokens=False).rstrip()
+            self._intake = self._state = _Thinking(form is ReasoningFormat.THINK and tail.endswith(OPEN))
+            if form is ReasoningFormat.THINK and any(tokenizer.token_id(tag) is None for tag in TAGS):
+                self._intake = _SpelledTags(self._state)
+            elif form is ReasoningFormat.THINK:
+                marks = TAGS
         self._marks = {number: mark for mark in marks if (number := tokenizer.token_id(mark)) is not None}
         self._detokenizer = Detokenizer(tokenizer)
 
     def feed(self, ids: Iterable[int]) -> Parts:
         """What `ids` add; give no stop tokens."""
-        parts = Parts()
-        for number in ids:
-            if number in self._marks:
-                parts += self._state.text(self._detokenizer.finish())
-                parts += self._state.mark(self._marks[number])
-            else:
-                parts += self._state.text(self._detokenizer.feed([number]))
-        return parts
+        return _joined(part for number in ids for part in self._read(number))
 
     def finish(self) -> Parts:
         """What was held back."""
-        return self._state.text(self._detokenizer.finish()) + self._state.finish()
+        return _joined((self._intake.text(self._detokenizer.finish()), self._intake.finish()))
+
+    def _read(self, number: int) -> Iterator[Parts]:
+        mark = self._marks.get(number)
+        if mark is not None and self._state.delimits(mark):
+            yield self._intake.text(self._detokenizer.finish())
+            if self._state.delimits(mark):  # still, though that was half a character
+                self._state.mark(mark)
+                return
+        yield self._intake.text(self._detokenizer.feed([number]))
 
 
 def split_reasoning(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int]) -> Parts:
     """The two texts of a whole answer `ids`, without its stop token, to the chat's token ids `prompt`."""
     stream = ReasoningStream(tokenizer, prompt)
-    return stream.feed(ids) + stream.finish()
+    return _joined((stream.feed(ids), stream.finish()))
 
 
-class _State(Protocol):
-    """What has been read so far decides where text goes."""
-
-    def text(self, piece: str) -> Parts:
-        """Take text in."""
-
-    def mark(self, mark: str) -> Parts:
-        """Take a mark in that is one token."""
-
-    def finish(self) -> Parts:
-        """Give out what was held back."""
+def _joined(parts: Iterable[Parts]) -> Parts:
+    pieces = list(parts)
+    return Parts("".join(part.reasoning for part in pieces), "".join(part.answer for part in pieces))
 
 
-def _start(tokenizer: Tokenizer, prompt: Sequence[int]) -> tuple[_State, Sequence[str]]:
-    """The state after the prompt, and the marks that are tokens."""
-    match reasoning_format(tokenizer):
-        case ReasoningFormat.NONE:
-            return _Plain(), ()
-        case ReasoningFormat.HARMONY:
-            return _after_prompt(tokenizer, prompt), HARMONY_MARKS
-        case ReasoningFormat.THINK:
-            opened = tokenizer.decode(prompt[-PROMPT_TAIL:], skip_special_tokens=False).rstrip().endswith(OPEN)
-            are_tokens = tokenizer.token_id(CLOSE) is not None
-            state = _Thinking(opened)
-            return (state, (OPEN, CLOSE)) if are_tokens else (_SpelledTags(state), ())
-
-
-class _Plain:
-    """A model that marks no reasoning."""
-
-    def text(self, piece: str) -> Parts:
-        return Parts(answer=piece)
-
-    def mark(self, mark: str) -> Parts:
-        return self.text(mark)
-
-    def finish(self) -> Parts:
-        return Parts()
-
-
-class _Blocks:
-    """The reasoning: blocks without the blanks around them, an empty line between two."""
+class _Reasoning:
+    """The reasoning's text: blocks without the blanks around them, an empty line between two."""
 
     def __init__(self) -> None:
-        self._inside, self._earlier, self._blanks = False, False, ""
-
-    @property
-    def empty(self) -> bool:
+        self.empty = True
         """Whether this block has nothing but blanks so far."""
-        return not self._inside
+        self._earlier, self._blanks = False, ""
 
     def write(self, piece: str) -> Parts:
-        """Give out all but the blanks at its end: they may be the block's."""
+        """Give out all but the blanks at its end, which may be the block's end."""
         text = self._blanks + piece
-        if not self._inside:
+        if self.empty:
             text = text.lstrip()
         if not text:
             return Parts()
-        lead = BETWEEN_BLOCKS if self._earlier and not self._inside else ""
+        lead = BETWEEN_BLOCKS if self._earlier and self.empty else ""
         body = text.rstrip()
-        self._inside, self._blanks = True, text[len(body) :]
+        self.empty, self._blanks = False, text[len(body) :]
         return Parts(reasoning=lead + body)
 
-    def end(self) -> None:
-        self._earlier = self._earlier or self._inside
-        self._inside, self._blanks = False, ""
+    def end_block(self) -> None:
+        self._earlier = self._earlier or not self.empty
+        self.empty, self._blanks = True, ""
 
 
 class _Thinking:
-    """Tags: reasoning, if any, comes before the answer. In the midst of an answer a tag is a quoted one, text."""
+    """Tags: the reasoning, if any, comes before the answer. In the midst of the answer a tag is a quoted one."""
 
     def __init__(self, opened: bool) -> None:
         self._thinking, self._answering, self._tagged = opened, False, opened
         self._blanks = ""
-        self._reasoning = _Blocks()
+        self._reasoning = _Reasoning()
 
     def text(self, piece: str) -> Parts:
         if self._thinking:
             return self._reasoning.write(piece)
         if self._answering:
             return Parts(answer=piece)
-        text = self._blanks + piece  # until more than blanks has come, a tag may come
-        if not text.strip():
+        text = self._blanks + piece
+        if not text.strip():  # a tag may still come
             self._blanks = text
             return Parts()
-        self._answering = True
+        self._answering, self._blanks = True, ""
         return Parts(answer=text.lstrip() if self._tagged else text)
 
-    def mark(self, mark: str) -> Parts:
-        if self._answering:
-            return Parts(answer=mark)
-        if self._thinking and mark == OPEN:  # a second one at its start says what the prompt's end said
-            return Parts() if self._reasoning.empty else self._reasoning.write(mark)
-        self._reasoning.end()
+    def delimits(self, mark: str) -> bool:
+        """Whether a tag is one, not quoted: a second opening one is where the reasoning has not begun."""
+        return not self._answering and (mark == CLOSE or not self._thinking or self._reasoning.empty)
+
+    def mark(self, mark: str) -> None:
+        self._reasoning.end_block()
         self._thinking, self._tagged, self._blanks = mark == OPEN, True, ""
-        return Parts()
 
     def finish(self) -> Parts:
         return Parts(answer="" if self._tagged else self._blanks)
@@ -201,32 +174,28 @@ class _SpelledTags:
 
     def text(self, piece: str) -> Parts:
         self._held += piece
-        parts = Parts()
-        while (found := _first_tag(self._held)) is not None:
-            place, tag = found
-            parts += self._state.text(self._held[:place]) + self._state.mark(tag)
+        parts = []
+        while tags := [(place, tag) for tag in TAGS if (place := self._held.find(tag)) >= 0]:
+            place, tag = min(tags)
+            parts.append(self._state.text(self._held[:place]))
+            if self._state.delimits(tag):
+                self._state.mark(tag)
+            else:
+                parts.append(self._state.text(tag))
             self._held = self._held[place + len(tag) :]
         certain = len(self._held) - _length_of_started_tag(self._held)
-        parts += self._state.text(self._held[:certain])
+        parts.append(self._state.text(self._held[:certain]))
         self._held = self._held[certain:]
-        return parts
-
-    def mark(self, mark: str) -> Parts:
-        return self.text(mark)
+        return _joined(parts)
 
     def finish(self) -> Parts:
-        return self._state.text(self._held) + self._state.finish()
-
-
-def _first_tag(text: str) -> tuple[int, str] | None:
-    """(place, tag) of the first tag in a text."""
-    return min(((place, tag) for tag in (OPEN, CLOSE) if (place := text.find(tag)) >= 0), default=None)
+        return _joined((self._state.text(self._held), self._state.finish()))
 
 
 def _length_of_started_tag(text: str) -> int:
-    """Length of the end of a text that a tag may begin with."""
+    """Length of the end of a text with which a tag may begin."""
     for length in range(min(len(CLOSE) - 1, len(text)), 0, -1):
-        if any(tag.startswith(text[-length:]) for tag in (OPEN, CLOSE)):
+        if any(tag.startswith(text[-length:]) for tag in TAGS):
             return length
     return 0
 
@@ -234,67 +203,60 @@ def _length_of_started_tag(text: str) -> int:
 class _Harmony:
     """Messages: a header (role, channel, recipient), then a body, which goes where its channel belongs.
 
-    Source: OpenAI, "Harmony response format". Text of headers, and between messages, is in neither part.
+    Text of headers and between messages is in neither part. Source: OpenAI, "Harmony response format".
     """
 
     def __init__(self) -> None:
-        self._in_body, self._channel = True, ""
-        self._in_channel_name = False
-        self._reasoning = _Blocks()
-        self._answered = False
-        self._unmarked: str | None = ""
-        """The text of a header that the prompt began, None once a mark has come: a model that writes none of the
-        marks has written an answer."""
+        self._in_body, self._in_channel = True, False
+        self._channel = ""
+        self._reasoning = _Reasoning()
+        self._answered, self._lead = False, ""
+        self._unmarked = ""
+        """What the model writes before its first mark, in a header that the prompt began."""
+        self._any_mark = False
+
+    @classmethod
+    def after(cls, tokenizer: Tokenizer, prompt: Sequence[int]) -> _Harmony:
+        """As the prompt's last, unfinished message leaves it: most often in a header, behind the role."""
+        state = cls()
+        marks = {tokenizer.token_id(mark): mark for mark in HARMONY_MARKS}
+        starts = [place for place, number in enumerate(prompt) if marks.get(number) == START]
+        for number in prompt[starts[-1] :] if starts else ():
+            if number in marks:
+                state.mark(marks[number])
+            elif not state._in_body:
+                state.text(tokenizer.decode([number]))
+        state._any_mark, state._unmarked = False, ""
+        return state
 
     def text(self, piece: str) -> Parts:
-        if self._in_body:
-            return self._body(piece)
-        if self._in_channel_name:
+        if self._in_channel:
             self._channel += piece
-        elif self._unmarked is not None:
+        elif not self._in_body:
             self._unmarked += piece
+        elif not self._is_answer:
+            return self._reasoning.write(piece)
+        elif piece:
+            lead, self._lead, self._answered = self._lead, "", True
+            return Parts(answer=lead + piece)
         return Parts()
-
-    def _body(self, piece: str) -> Parts:
-        if not piece:
-            return Parts()
-        if self._is_answer:
-            self._answered = True
-            return Parts(answer=piece)
-        return self._reasoning.write(piece)
 
     @property
     def _is_answer(self) -> bool:
-        words = self._channel.split()  # the recipient may follow: "commentary to=functions.search"
-        return (words[0] if words else "") in ANSWER_CHANNELS
+        name, *_ = [*self._channel.split(), ""]  # a recipient may follow: "commentary to=functions.search"
+        return name in ANSWER_CHANNELS
 
-    def mark(self, mark: str) -> Parts:
-        self._unmarked = None
-        self._reasoning.end()
-        self._in_body, self._in_channel_name = mark == MESSAGE, mark == CHANNEL
+    def delimits(self, mark: str) -> bool:
+        return mark in HARMONY_MARKS
+
+    def mark(self, mark: str) -> None:
+        self._any_mark = True
+        self._reasoning.end_block()
+        self._in_body, self._in_channel = mark == MESSAGE, mark == CHANNEL
         if mark not in (MESSAGE, CONSTRAIN):
             self._channel = ""
-        lead = BETWEEN_BLOCKS if self._in_body and self._is_answer and self._answered else ""
-        return Parts(answer=lead)
+        self._lead = BETWEEN_BLOCKS if self._answered else ""
 
     def finish(self) -> Parts:
-        return Parts(answer="" if self._in_body else self._unmarked or "")
-
-    def forget_prompt(self) -> None:
-        """From here on it is the model that writes."""
-        self._reasoning.end()
-        self._answered, self._unmarked = False, ""
-
-
-def _after_prompt(tokenizer: Tokenizer, prompt: Sequence[int]) -> _Harmony:
-    """The state that the prompt's last, unfinished message leaves: most often a header with the role alone."""
-    state = _Harmony()
-    marks = {number: mark for mark in HARMONY_MARKS if (number := tokenizer.token_id(mark)) is not None}
-    starts = [place for place, number in enumerate(prompt) if marks.get(number) == START]
-    for number in prompt[starts[-1] :] if starts else ():
-        if number in marks:
-            state.mark(marks[number])
-        else:
-            state.text(tokenizer.decode([number]))
-    state.forget_prompt()
-    return state
+        """A model that has written no mark at all has written an answer."""
+        return Parts() if self._any_mark or self._in_body else Parts(answer=self._unmarked)

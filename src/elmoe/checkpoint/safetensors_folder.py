@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from elmoe.checkpoint.chat import NAMED_TEMPLATES, named_template_file
 from elmoe.checkpoint.json_file import read_json_object
 from elmoe.checkpoint.manifest import COPIED_FILES
 from elmoe.checkpoint.weight_source import FloatRows, Mxfp4Rows, Rows, select, share_bytes
@@ -68,6 +69,7 @@ class SafetensorsFolder:
         """
         config = read_json_object(path / "config.json", "give the folder that holds it, or " + FETCH)
         copied = [path / name for name in COPIED_FILES if (path / name).is_file()]
+        copied += sorted((path / NAMED_TEMPLATES).glob("*.jinja"))
         if (path / SINGLE_FILE).exists():
             stored = _open_shard(path / SINGLE_FILE, "")
             return cls(path, config, (*copied, path / SINGLE_FILE), stored)
@@ -123,9 +125,14 @@ class SafetensorsFolder:
         return select(part, first, last, lambda rows: Mxfp4Rows(unpack(blocks[rows]), scales[rows]))
 
     def small_files(self) -> dict[str, bytes]:
-        """Those of `COPIED_FILES` that the folder has; StorageError for one that cannot be read."""
+        """Those of `COPIED_FILES` that the folder has, and named chat templates.
+
+        Raises StorageError for one that cannot be read.
+        """
+        texts = {file.name: file for file in self.files if file.parent == self.path and file.name in COPIED_FILES}
+        texts |= {named_template_file(file.stem): file for file in self.files if file.parent.name == NAMED_TEMPLATES}
         try:
-            return {file.name: file.read_bytes() for file in self.files if file.name in COPIED_FILES}
+            return {name: file.read_bytes() for name, file in texts.items()}
         except OSError as error:
             raise StorageError(f"{error.filename} cannot be read: {error.strerror}") from error
 

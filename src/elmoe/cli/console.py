@@ -23,7 +23,10 @@ err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Model = Annotated[
-    str, typer.Argument(help="A built-in name (tiny), an .elmoe folder, or a Hugging Face folder.", show_default=False)
+    str,
+    typer.Argument(
+        help="A built-in name (tiny), an .elmoe folder, a Hugging Face folder, or a GGUF file.", show_default=False
+    ),
 ]
 
 UNITS = {
@@ -41,9 +44,9 @@ UNITS = {
 MAX_DIGITS = 30
 
 
-def say(text: str, console: Console = out) -> None:
+def say(text: str, console: Console = out, style: str | None = None) -> None:
     """Print text as it is: no markup, no colours of rich's own, no line breaks of its own."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
 
 def emit_json(document: Mapping[str, Any]) -> None:

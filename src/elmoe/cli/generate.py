@@ -13,13 +13,16 @@ from elmoe.backend.protocol import DraftQuality
 from elmoe.backend.reference import ReferenceBackend
 from elmoe.backend.select import open_backend
 from elmoe.checkpoint.folder import Checkpoint
+from elmoe.checkpoint.reasoning import Parts, split_reasoning
 from elmoe.checkpoint.resolve import resolve
 from elmoe.cli import options as opt
 from elmoe.cli.console import Json, Model, emit_json, err, human_bytes, parse_integers, progress_bar, say
-from elmoe.cli.prompts import as_asked, gather
+from elmoe.cli.prompts import as_asked, gather, parse_variables
 from elmoe.engine.controller import Mode
 from elmoe.engine.elasticity import Teacher
-from elmoe.engine.request import Generation
+from elmoe.engine.engine import Engine
+from elmoe.engine.prompt import Prompt
+from elmoe.engine.request import Generation, Output
 from elmoe.errors import ConfigError, PromptError
 from elmoe.trace.atomic import atomic_file, storage_errors
 
@@ -45,6 +48,7 @@ def run(
     batch: opt.Batch = 16,
     backend: opt.BackendName = "cpu",
     chat: opt.Chat = None,
+    template_var: opt.TemplateVariables = None,
     ignore_eos: opt.IgnoreEos = False,
     json: Json = False,
 ) -> None:
@@ -54,16 +58,23 @@ def run(
     chosen = opt.sampling(temperature, top_p, top_k, min_p, seed)
     generation = Generation(max_tokens=max_tokens, sampling=chosen, ignore_eos=ignore_eos)
     engine = opt.open_engine(model, opt.engine_options(settings, pool_fraction, fast_bytes, batch, backend))
-    outputs = engine.generate(as_asked(engine, texts, chat), generation)
+    asked = as_asked(engine, texts, chat, parse_variables(template_var or []))
+    outputs = engine.generate(asked, generation)
+    answers = [_answer(engine, prompt, output) for prompt, output in zip(asked, outputs, strict=True)]
     stats = engine.stats.as_dict()
     if json:
-        document = {"outputs": [output.as_dict() for output in outputs], "stats": stats, "seed": chosen.seed}
-        emit_json(document | {"settings": engine.settings()})
+        rows = [
+            output.as_dict() | {"text": parts.answer, "reasoning": parts.reasoning}
+            for output, parts in zip(outputs, answers, strict=True)
+        ]
+        emit_json({"outputs": rows, "stats": stats, "seed": chosen.seed, "settings": engine.settings()})
         return
-    for text, output in zip(texts, outputs, strict=True):
+    for text, parts in zip(texts, answers, strict=True):
         if len(texts) > 1:
             say(f"> {text}")
-        say(output.text)
+        if parts.reasoning:
+            say(f"{parts.reasoning}\n", err, style="dim")
+        say(parts.answer)
     say(_summary(stats), err)
 
 
@@ -150,6 +161,15 @@ def logits(
         emit_json({"logits": str(output), "shape": list(made.shape), "draft": draft})
     else:
         say(f"{output}: float32 {list(made.shape)}")
+
+
+def _answer(engine: Engine, prompt: Prompt, output: Output) -> Parts:
+    """What the model thought and what it answers; the text as it is where the prompt was raw."""
+    if isinstance(prompt, str) or engine.tokenizer is None:
+        return Parts(answer=output.text)
+    stopped = output.finish_reason == "stop"  # the last token is the stop token, for no stop strings are asked for
+    ids = output.token_ids[:-1] if stopped else output.token_ids
+    return split_reasoning(engine.tokenizer, engine.encode(prompt), ids)
 
 
 def _summary(stats: dict[str, Any]) -> str:

@@ -13,10 +13,11 @@ from elmoe.checkpoint.supported import supported_model
 from elmoe.cli.console import Json, Model, emit_json, human_bytes, out, parse_bytes, progress_bar, say, table
 from elmoe.errors import ConfigError
 from elmoe.models.footprint import footprint
+from elmoe.models.shape import ModelShape
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Hugging Face folder.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="Hugging Face folder or GGUF file.", show_default=False)],
     destination: Annotated[Path, typer.Option("-o", "--output", help="The .elmoe folder to make.", show_default=False)],
     json: Json = False,
 ) -> None:
@@ -84,10 +85,16 @@ def inspect(
     if json:
         emit_json(document)
         return
-    rows = [
-        ("dense weights (attention, embedding, head, norms)", human_bytes(sizes.dense)),
+    experts = [
         ("experts, MSB planes with scales", human_bytes(sizes.experts_msb)),
         ("experts, LSB planes", human_bytes(sizes.experts_lsb)),
+    ]
+    if shape.mxfp4_experts:
+        experts = [("experts, MXFP4", human_bytes(sizes.experts_msb))]
+    shared = "shared experts, " if shape.shared_hidden else ""
+    rows = [
+        (f"dense weights ({shared}attention, embedding, head, norms)", human_bytes(sizes.dense)),
+        *experts,
         ("all weights", human_bytes(sizes.total)),
         (f"KV cache, {batch} x {context} tokens", human_bytes(context * batch * sizes.kv_per_token)),
         ("everything", human_bytes(everything)),
@@ -95,6 +102,16 @@ def inspect(
     ]
     title = f"{shape.family}: {shape.layers} layers, {shape.experts} experts, {shape.experts_per_tok} per token"
     out.print(table(title, ("part", "bytes"), rows))
+    say(f"attention: {_attention(shape)}")
     if budget is not None:
         verdict = f"holds {slots} of {shape.experts} experts per layer" if budget >= needed else "is too small"
         say(f"a fast tier of {human_bytes(budget)} {verdict}")
+
+
+def _attention(shape: ModelShape) -> str:
+    """What a person calls it."""
+    if shape.latent_dim:
+        cached = shape.latent_dim + shape.rope_dim
+        return f"multi-head latent, {shape.heads} heads; {cached} cached elements per token and layer"
+    windows = f"; {len(shape.windowed_layers)} layers see {shape.window} tokens" if shape.windowed_layers else ""
+    return f"{shape.heads} heads over {shape.kv_heads} key-value heads of {shape.head_dim}{windows}"

@@ -34,6 +34,14 @@ FastBytes = Annotated[str | None, typer.Option(help="Budget of the fast tier ins
 Batch = Annotated[int, typer.Option(help="Sequences decoded together at most.")]
 BackendName = Annotated[str, typer.Option("--backend", help="cpu (C++), or reference (NumPy: slow).")]
 Chat = Annotated[bool | None, typer.Option("--chat/--raw", help="Default: chat where the model has a template.")]
+TemplateVariables = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-var",
+        metavar="NAME=VALUE",
+        help="For the chat template, for example enable_thinking=false; JSON or a text; may be repeated.",
+    ),
+]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after a stop token.")]
 
 

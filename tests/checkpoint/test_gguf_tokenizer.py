@@ -277,6 +277,14 @@ def test_damage(values: Values, message: str) -> None:
         made(values)
 
 
+def test_scores_that_say_nothing() -> None:
+    count = len(sentence_piece()["tokenizer.ggml.tokens"])
+    with pytest.raises(
+        UnsupportedModelError, match=r"x\.gguf: all tokens have the score -1000\.0, .* tokenizer\.model"
+    ):
+        made(sentence_piece(scores=[-1000.0] * count))
+
+
 def test_other_kinds_and_a_vocabulary_larger_than_the_model() -> None:
     with pytest.raises(
         UnsupportedModelError, match=r"tokenizer\.ggml\.model = 'bert' is not supported; elmoe reads gpt2"

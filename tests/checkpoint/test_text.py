@@ -96,8 +96,7 @@ def test_where_the_template_comes_from(folder: Path) -> None:
     settings_path = folder / "tokenizer_config.json"
     change(settings_path, chat_template=[{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}])
     assert Tokenizer.open(folder).render_chat([]) == "d"
-    change(settings_path, bos_token={"content": "<b>", "lstrip": False}, eos_token=None)  # <b> wins
-    (folder / "special_tokens_map.json").write_text('{"bos_token": "<x>", "unk_token": "<u>"}')
+    change(settings_path, bos_token={"content": "<b>", "lstrip": False}, eos_token=None, unk_token="<u>")
     (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ unk_token }}{{ eos_token }}é", encoding="utf-8")
     assert Tokenizer.open(folder).render_chat([]) == "<b><u>é"
     (folder / "chat_template.jinja").write_bytes(b"\xff")
@@ -111,6 +110,38 @@ def test_no_template(folder: Path) -> None:
     assert not tokenizer.has_chat_template
     with pytest.raises(CheckpointError, match="has no chat template; use raw prompts"):
         tokenizer.render_chat([])
+
+
+def test_the_template_for_tools(folder: Path) -> None:
+    named = {"default": "d{{ tools }}", "tool_use": "t{{ tools | length }}{{ x }}"}
+    change(folder / "tokenizer_config.json", chat_template=named)
+    tokenizer = Tokenizer.open(folder)
+    assert tokenizer.render_chat([]) == "dNone"
+    assert tokenizer.render_chat([], variables={"tools": [{}, {}], "x": "é"}) == "t2é"
+    assert tokenizer.encode_chat([], {"tools": []}) == tokenizer.encode("t0")
+    assert tokenizer.template_variables == {"tools", "x"}
+    assert tokenizer.template_mentions("d{{")
+    assert not tokenizer.template_mentions("length")
+
+
+def test_no_default_template(folder: Path) -> None:
+    change(folder / "tokenizer_config.json", chat_template={"tool_use": "t", "rag": "r"})
+    tokenizer = Tokenizer.open(folder)
+    assert not tokenizer.has_chat_template
+    assert tokenizer.render_chat([], variables={"tools": []}) == "t"
+    with pytest.raises(CheckpointError, match="has no chat template but rag, tool_use; use raw prompts"):
+        tokenizer.render_chat([])
+
+
+def test_the_size_of_a_vocabulary_with_gaps(folder: Path) -> None:
+    """A model needs a row for the largest id, however many tokens there are."""
+    values = json.loads((folder / "tokenizer.json").read_text())
+    values["model"]["vocab"] = {"a": 0, "b": 700}
+    values["model"]["merges"], values["added_tokens"] = [], []
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    tokenizer = Tokenizer.open(folder)
+    assert tokenizer.vocab_size == 701
+    assert (tokenizer.token_id("b"), tokenizer.token_id("c")) == (700, None)
 
 
 def test_missing_and_broken_tokenizer(folder: Path, converted: Path) -> None:
@@ -135,6 +166,31 @@ def test_missing_and_broken_tokenizer(folder: Path, converted: Path) -> None:
 )
 def test_stop_ids(generation_config: dict[str, Any], config: dict[str, Any], expected: tuple[int, ...]) -> None:
     assert stop_ids(generation_config, config) == expected
+
+
+@pytest.mark.parametrize(
+    ("vocab", "generation", "config"),
+    [
+        (151936, [151645, 151643], 151645),  # Qwen3-30B-A3B
+        (151936, None, 151643),  # Qwen1.5-MoE-A2.7B
+        (154880, [154820, 154827, 154829], [154820, 154827, 154829]),  # GLM-4.7-Flash
+        (102400, 100001, 100001),  # DeepSeek-V2-Lite
+        (201088, [200002, 199999, 200012], 200002),  # GPT-OSS-20B
+        (32000, 2, 2),  # Mixtral-8x7B
+        (50304, 50279, 50279),  # OLMoE-1B-7B
+        (49155, 0, 0),  # Granite-3.0-1B-A400M
+    ],
+)
+def test_stop_ids_of_the_families(vocab: int, generation: Any, config: Any) -> None:
+    ids = stop_ids({"eos_token_id": generation}, {"eos_token_id": config, "vocab_size": vocab})
+    assert ids == tuple(sorted(generation if isinstance(generation, list) else [generation or config]))
+
+
+def test_a_stop_id_beyond_the_vocabulary_is_a_mismatch() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"^generation_config\.json: eos_token_id 9 is not in the vocabulary of 9"
+    ):
+        stop_ids({"eos_token_id": [1, 9]}, {"vocab_size": 9})
 
 
 @pytest.mark.parametrize("value", ["2", True, [1, "2"], -1, 2.0])

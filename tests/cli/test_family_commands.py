@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
@@ -74,9 +75,8 @@ def test_inspect_needs_the_config_alone(capsys, tmp_path, name, cached, lsb):
     assert found["family"] == FAMILY_MODELS[name]["model_type"]
 
 
-def test_logits_and_bench(capsys, folders):
-    import numpy as np
-
+def test_logits_and_bench(capsys, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where logits are written
     found = document(capsys, "logits", folders["gpt_oss_mxfp4"], "--tokens", "5,6,7")
     assert np.load(found["logits"]).shape == (3, 8192)
     rows = document(capsys, "bench", folders["glm4_moe_lite"], "--batch", 1, "--steps", 4, "--rounds", 1)["rows"]

@@ -63,11 +63,11 @@ def chats_of_tiny() -> list[dict[str, Any]]:
 
 
 def chats_of_families() -> dict[str, Any]:
-    """Every template with every conversation and set of variables; as a chat to be answered, and as one that ended."""
+    """Every template with every conversation and variables: as a chat to be answered, then as one that has ended."""
     texts = {
         f"{path.stem} {conversation} {variables}": [
             rendered_by_transformers(path.read_text(encoding="utf-8"), messages, given, prompted)
-            for prompted in (True, False)
+            for prompted in ((True, False) if variables == "none" else (True,))
         ]
         for path in sorted(TEMPLATES.glob("*.jinja"))
         for conversation, messages in prompts.FAMILY_CONVERSATIONS.items()

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import transformers
 from safetensors.numpy import load_file, save_file
 
 from elmoe.backend.decoded import Activations
@@ -30,6 +29,7 @@ from elmoe.quant.bitnested import Float32
 from verify import dequantised, hf_models, prompts
 from verify.forward import forward_batch
 from verify.injected_noise import Noise, NoisyBackend, band, typical_difference
+from verify.make_chat_golden import write_chats
 from verify.variants import DEEPSEEK_YARN, PARENTS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -115,7 +115,7 @@ def random_model(name: str, changes: Mapping[str, Any]) -> None:
 
 
 def tiny() -> None:
-    """The built-in model: the best logits at some positions of three prompts, and its chat template's texts."""
+    """The built-in model: the best logits at some positions of three prompts."""
     checkpoint = Checkpoint.open(resolve("tiny"))
     theirs = hf_models.load(checkpoint.config, dequantised.from_checkpoint(checkpoint))
     tokenizer = Tokenizer.open(checkpoint.path)
@@ -145,20 +145,6 @@ def tiny() -> None:
     arrays[BAND] = _int8_band(checkpoint, texts, top_logits)
     keep_or_write(GOLDEN / "tiny.safetensors", arrays)
     _write_text(GOLDEN / "tiny.json", _digests(checkpoint))
-    _write_text(GOLDEN / "chat.json", _chats(checkpoint.path))
-
-
-def _chats(folder: Path) -> list[dict[str, Any]]:
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-    return [
-        {
-            "messages": messages,
-            "text": tokenizer.apply_chat_template(messages, tokenize=False),
-            "prompt": tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True),
-            "ids": tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False),
-        }
-        for messages in prompts.CONVERSATIONS
-    ]
 
 
 def _int8_band(checkpoint: Checkpoint, texts: Sequence[Sequence[int]], pick: Any) -> npt.NDArray[np.float64]:
@@ -205,3 +191,4 @@ if __name__ == "__main__":
     for name, changes in RANDOM_MODELS.items():
         random_model(name, changes)
     tiny()
+    write_chats()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}
+YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 128}
 DEEPSEEK_YARN: dict[str, Any] = YARN | {
     "rope_theta": 10000.0,
     "beta_fast": 32,
@@ -43,7 +43,7 @@ BY_FAMILY: dict[str, dict[str, dict[str, Any]]] = {
         },
         "one expert per token": {"num_experts": 5, "num_experts_per_tok": 1},
         "long heads, wide experts": {"head_dim": 64, "moe_intermediate_size": 96, "num_attention_heads": 8},
-        "YaRN": {"rope_parameters": YARN | {"rope_theta": 1e6}},
+        "YaRN": {"rope_parameters": YARN | {"rope_theta": 10000.0}},
         "a window in all layers": {"use_sliding_window": True, "sliding_window": 8},
     },
     "qwen2_moe": {
@@ -73,7 +73,7 @@ BY_FAMILY: dict[str, dict[str, dict[str, Any]]] = {
     "mixtral": {
         "no window": {},
         "a window in all layers": {"sliding_window": 8},
-        "YaRN without truncation": {"rope_parameters": YARN | {"rope_theta": 1e6, "truncate": False}},
+        "YaRN without truncation": {"rope_parameters": YARN | {"rope_theta": 10000.0, "truncate": False}},
     },
     "granitemoe": {
         "multipliers": {},
@@ -94,6 +94,7 @@ BY_FAMILY: dict[str, dict[str, dict[str, Any]]] = {
             "mlp_layer_types": ["sparse", "dense", "sparse"],
         },
         "YaRN with its own scale of the scores": {"rope_parameters": DEEPSEEK_YARN},
+        "a large epsilon, which norms of latents do not have": {"rms_norm_eps": 0.1},
     },
     "deepseek_v2": {
         "YaRN": {"rope_parameters": DEEPSEEK_YARN},
@@ -107,7 +108,12 @@ BY_FAMILY: dict[str, dict[str, dict[str, Any]]] = {
             "q_lora_rank": 64,
             "attention_bias": True,
         },
-        "no dense layer, wide values": {"first_k_dense_replace": 0, "v_head_dim": 48, "kv_lora_rank": 32},
+        "no dense layer, wide values, a large epsilon": {
+            "first_k_dense_replace": 0,
+            "v_head_dim": 48,
+            "kv_lora_rank": 32,
+            "rms_norm_eps": 0.1,
+        },
     },
     "gpt_oss": {
         "BF16 experts": {},

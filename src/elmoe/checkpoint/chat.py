@@ -31,8 +31,6 @@ TEMPLATE_FILE = "chat_template.jinja"
 SETTINGS_FILE = "tokenizer_config.json"
 NAMED_TEMPLATES = "additional_chat_templates"
 """Folder in a Hugging Face folder for templates other than the default, as NAME.jinja."""
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""The special tokens that a template sees, each as a variable."""
 OWN_VARIABLES = ("messages", "add_generation_prompt")
 """What is set here, not by the caller."""
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
@@ -130,15 +128,17 @@ def _named_templates(value: object) -> dict[str, str]:
     return {DEFAULT: value} if isinstance(value, str) and value else {}
 
 
-def _special_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens of ``tokenizer_config.json``.
+def _special_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """The special tokens of ``tokenizer_config.json`` by name: ``bos_token``, ``eos_token``, ``image_token``, ...
 
     ``special_tokens_map.json`` goes before it, but only in folders of transformers 4.33 and older: later ones, told
     by their ``added_tokens_decoder``, have it for older readers.
     """
     if "added_tokens_decoder" not in settings:
         settings = {**settings, **_read_object(folder / "special_tokens_map.json")}
-    found = {name: _token(settings.get(name)) for name in SPECIAL_TOKENS}
+    more = settings.get("extra_special_tokens")
+    named = settings | more if isinstance(more, dict) else settings
+    found = {name: _token(value) for name, value in named.items() if name.endswith("_token")}
     return {name: text for name, text in found.items() if text is not None}
 
 

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from elmoe.backend.decoded import Activations
+from elmoe.backend.protocol import DraftQuality
 from elmoe.backend.reference import ReferenceBackend
 from elmoe.backend.select import BACKENDS, open_backend
 from elmoe.checkpoint.convert import convert
@@ -21,7 +22,7 @@ from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.text import Tokenizer
 from elmoe.models.registry import FAMILIES
 from elmoe.quant.bitnested import Float32
-from verify.forward import forward_batch, forward_tree
+from verify.forward import forward_batch, forward_speculatively, forward_tree
 from verify.injected_noise import typical_difference
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -83,6 +84,19 @@ def test_int8_tree_rows_are_the_rows_of_their_paths(random_model: RandomModel, n
     for path, text in zip(paths, texts, strict=True):
         np.testing.assert_array_equal(rows[first + len(prefix) : first + len(text)], ours[path])
         first += len(text)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_int8_rows_after_speculation_are_those_of_the_text(random_model: RandomModel, name: str) -> None:
+    """Bit for bit, though drafts of low quality from half of the experts have written to the cache."""
+    backend, golden = open_backend(name, random_model.checkpoint), random_model.golden
+    shape = random_model.checkpoint.shape
+    text, start = golden["text"].tolist(), 21
+    pool = np.arange(shape.experts) % 2 == np.arange(len(shape.moe_layers))[:, None] % 2
+    _, tokens, parents = tree_of(golden)
+    draft = DraftQuality(bits=4, experts_per_tok=1)
+    ours = forward_speculatively(backend, text, start, tokens, parents, [0, 2, 6, 9], draft, pool)
+    np.testing.assert_array_equal(ours, forward_batch(backend, [text]).logits[start:])
 
 
 @pytest.mark.parametrize("name", BACKENDS)

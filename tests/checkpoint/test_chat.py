@@ -216,6 +216,8 @@ def test_a_broken_template_names_its_line() -> None:
         CheckpointError, match=r"chat_template\.jinja: the chat template is broken \(line 2: .*use raw prompts"
     ):
         render("a\n{% for m in messages %}")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: the chat template is nested too deeply"):
+        render("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}")
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,20 @@ def test_copies_what_text_needs_and_nothing_else(source: Source, tmp_path: Path)
     assert (tmp_path / "d" / "tokenizer.json").read_text() == "tokenizer.json"
 
 
+def test_copies_named_chat_templates(source: Source, tmp_path: Path) -> None:
+    named = source.path / "additional_chat_templates"
+    named.mkdir()
+    for name in ("tool_use.jinja", "chat_template.jinja", "notes.txt"):
+        (named / name).write_text(name)
+    convert(source.path, tmp_path / "d")
+    assert (tmp_path / "d" / "chat_template.tool_use.jinja").read_text() == "tool_use.jinja"
+    assert [name for name in names(tmp_path / "d") if name.startswith("chat")] == [
+        "chat_template.chat_template.jinja",
+        "chat_template.tool_use.jinja",
+    ]
+    Checkpoint.open(tmp_path / "d")
+
+
 def test_progress_rises_to_its_total(source: Source, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     convert(source.path, tmp_path / "d", lambda done, total: seen.append((done, total)))

@@ -257,6 +257,8 @@ def test_template_and_files_without_a_vocabulary() -> None:
         "chat_template.jinja": "é{{ x }}".encode()
     }
     assert "chat_template.jinja" not in made(byte_level())
+    named = {"tokenizer.chat_template.tool_use": "t", "tokenizer.chat_template.../../x": "no name for a file"}
+    assert made({"tokenizer.ggml.model": "none"} | named) == {"chat_template.tool_use.jinja": b"t"}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from elmoe.cli.prompts import parse_variables
 from elmoe.errors import ConfigError
 
 RANDOM_MODEL = Path(__file__).parents[1] / "golden" / "random_moe"
-TEMPLATE = "{{ messages[0].content }} {% if enable_thinking | default(true) %}<think>{% endif %}{{ tools }}"
+TEMPLATE = "{{ messages[0].content }} {{ tools if tools }}{% if enable_thinking | default(true) %}<think>{% endif %}"
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,22 @@ def test_reasoning_is_kept_apart(capsys, model):
         plain = first_output(capsys, model, *more)
         assert plain["reasoning"] == ""
         assert len(plain["text"].split()) == 6
+
+
+@pytest.mark.parametrize("more", [[], ["--template-var", "enable_thinking=false"], ["--raw"]])
+def test_stop_tokens_are_in_no_text(capsys, model, tmp_path, more):
+    """Not even one that is an ordinary word."""
+    written = first_output(capsys, model, *more)["token_ids"]
+    stop = next(token for token in written if token != written[0])
+    before = written[: written.index(stop)]
+    folder = tmp_path / "stopping"
+    shutil.copytree(model, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop]}))
+    command = ["run", str(folder), "-p", "w1 w2 w3", "--max-tokens", "6", "--json", *more]
+    assert cli._exit_code(command) == 0
+    stopped = json.loads(capsys.readouterr().out)["outputs"][0]
+    assert (stopped["token_ids"], stopped["finish_reason"]) == ([*before, stop], "stop")
+    assert stopped["text"] + stopped["reasoning"] == " ".join(f"w{token}" for token in before)
 
 
 def test_people_see_the_answer_on_standard_output_and_the_reasoning_beside_it(capsys, model):

@@ -63,6 +63,8 @@ class ChatTemplate:
                 f"{origin}: the chat template is broken (line {error.lineno}: {error.message}); "
                 "fetch the model again or use raw prompts"
             ) from None
+        except RecursionError:
+            raise CheckpointError(f"{origin}: the chat template is nested too deeply; use raw prompts") from None
 
     def render(
         self,

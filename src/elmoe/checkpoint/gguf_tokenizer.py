@@ -175,8 +175,8 @@ class _Vocabulary:
         normal = {token: number for token, number in self.ids.items() if self.types[number] == NORMAL}
         if len(normal) > 1 and len({scores[number] for number in normal.values()}) == 1:
             raise UnsupportedModelError(
-                f"{self._path}: all tokens have the score {scores[min(normal.values())]}, which does not say what pieces "
-                "join first; convert the model again from a folder that has its tokenizer.model"
+                f"{self._path}: all tokens have the score {scores[min(normal.values())]}, which does not say what "
+                "pieces join first; convert the model again from a folder that has its tokenizer.model"
             )
         ranked: list[tuple[float, int, int, str, str]] = []
         for token, number in normal.items():

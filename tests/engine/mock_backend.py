@@ -88,6 +88,7 @@ class MockBackend:
         count = self.layers * self.experts
         self.footprint = Footprint(
             dense=1000, dense_msb=600, experts_msb=60 * count, experts_lsb=40 * count, scales=0, kv_per_token=10,
+            windows=(),
             expert_msb=60, expert_lsb=40, moe_layers=self.layers, experts=self.experts,
             experts_per_tok=self.experts_per_tok,
         )  # fmt: skip

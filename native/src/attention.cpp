@@ -22,7 +22,8 @@ void Workspace::norm_rows(const Norm &norm, bool for_mxfp4, int t) {
     k_.rms_norm(x_row(r), norm.weight, norm.eps, model_.hidden, normed_row(r));
     quantize_part(normed_row(r), model_.hidden, 0, r, in_->rows, packed_, in_->bits.excess());
     if (for_mxfp4)
-      quantize_part(normed_row(r), model_.hidden, 0, r, in_->rows, packed_mxfp4_, WeightBits{WeightBits::mxfp4}.excess());
+      quantize_part(normed_row(r), model_.hidden, 0, r, in_->rows, packed_mxfp4_,
+                    WeightBits{WeightBits::mxfp4}.excess());
   }
 }
 

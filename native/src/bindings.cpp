@@ -74,7 +74,8 @@ private:
 };
 
 // y [M, N] = x [M, K] quantised, times the matrix.
-Out<float, 2> linear(const BoundMatrix &matrix, In<float, 2> x, std::tuple<int, int, int> bits, const std::string &isa) {
+Out<float, 2> linear(const BoundMatrix &matrix, In<float, 2> x, std::tuple<int, int, int> bits,
+                     const std::string &isa) {
   const Product product(matrix, x, bits, isa);
   std::vector<float> wide(product.stride() * x.shape(0));
   product.run(0, matrix.matrix.blocks(), wide.data());
@@ -129,7 +130,9 @@ std::vector<double> time_reads(size_t bytes, int repeats) {
   pool.run([&](int t) { std::fill_n(pages.as<uint8_t>() + static_cast<size_t>(t) * share, share, uint8_t{1}); });
   for (int i = 0; i < repeats; ++i) {
     const auto start = std::chrono::steady_clock::now();
-    pool.run([&](int t) { sums[static_cast<size_t>(t) * 8] += k.read(pages.as<uint8_t>() + static_cast<size_t>(t) * share, share); });
+    pool.run([&](int t) {
+      sums[static_cast<size_t>(t) * 8] += k.read(pages.as<uint8_t>() + static_cast<size_t>(t) * share, share);
+    });
     seconds.push_back(seconds_since(start));
   }
   return seconds;
@@ -161,7 +164,8 @@ NB_MODULE(_native, m) {
       .def("set_router", &BoundModel::set_router, "moe_layer"_a, "weight"_a, "bias"_a.none(), "correction"_a.none(),
            "experts_per_tok"_a, "sigmoid"_a, "renormalize"_a, "scale"_a, "groups"_a, "groups_kept"_a, "best_two"_a)
       .def("set_experts", &BoundModel::set_experts, "inner"_a, "mxfp4"_a, "msb_file"_a, "lsb_file"_a, "msb_offsets"_a,
-           "lsb_offsets"_a, "msb_crc"_a, "lsb_crc"_a, "gate_up_bias"_a.none(), "down_bias"_a.none(), "alpha"_a, "limit"_a)
+           "lsb_offsets"_a, "msb_crc"_a, "lsb_crc"_a, "gate_up_bias"_a.none(), "down_bias"_a.none(), "alpha"_a,
+           "limit"_a)
       .def("set_shared_experts", &BoundModel::set_shared_experts, "gate_up"_a, "down"_a, "gate"_a.none())
       .def("allocate", &BoundModel::allocate)
       .def("release", &BoundModel::release)

@@ -113,9 +113,10 @@ public:
     model_.layers.push_back(std::move(layer));
   }
   // Of the layer added last, as everything that follows.
-  void set_grouped_attention(const BoundMatrix &qkv, const BoundMatrix &out, int heads, int kv_heads, int head_dim, int rope,
-                             float score_scale, std::optional<Floats> query_norm, std::optional<Floats> key_norm,
-                             float head_eps, float clip, int window, std::optional<Floats> sinks) {
+  void set_grouped_attention(const BoundMatrix &qkv, const BoundMatrix &out, int heads, int kv_heads, int head_dim,
+                             int rope, float score_scale, std::optional<Floats> query_norm,
+                             std::optional<Floats> key_norm, float head_eps, float clip, int window,
+                             std::optional<Floats> sinks) {
     if (heads % kv_heads || head_dim % kTileRows)
       throw std::invalid_argument("heads must be a multiple of kv heads, head_dim a multiple of 16");
     Attention &a = model_.layers.back().attention;
@@ -202,7 +203,8 @@ public:
     f.limit = limit;
     arrays_.push_back(nb::cast(msb_file));
     arrays_.push_back(nb::cast(lsb_file));
-    const Matrix up{nullptr, nullptr, 2 * inner, model_.hidden, nullptr, mxfp4}, down{nullptr, nullptr, model_.hidden, inner, nullptr, mxfp4};
+    const Matrix up{nullptr, nullptr, 2 * inner, model_.hidden, nullptr, mxfp4};
+    const Matrix down{nullptr, nullptr, model_.hidden, inner, nullptr, mxfp4};
     auto bias = [&](const std::optional<In<float, 2>> &vectors, size_t e, const Matrix &of) -> const float * {
       if (!vectors)
         return nullptr;
@@ -213,7 +215,8 @@ public:
       return vectors->data() + e * static_cast<size_t>(of.outputs);
     };
     for (size_t e = 0; e < count; ++e) {
-      const auto msb_at = static_cast<size_t>(msb_offsets.data()[e]), lsb_at = static_cast<size_t>(lsb_offsets.data()[e]);
+      const auto msb_at = static_cast<size_t>(msb_offsets.data()[e]);
+      const auto lsb_at = static_cast<size_t>(lsb_offsets.data()[e]);
       if (msb_at + up.msb_bytes() + down.msb_bytes() > msb_file.size() ||
           lsb_at + up.lsb_bytes() + down.lsb_bytes() > lsb_file.size())
         throw std::invalid_argument("an expert's record lies outside its file");
@@ -273,7 +276,8 @@ public:
     for (size_t n : {sequences.size(), positions.size(), cells.size(), prefix.size(), path.shape(0)})
       if (n != rows)
         throw std::invalid_argument("the arrays of a pass must have one entry per row");
-    if (pool && (pool->shape(0) != static_cast<size_t>(model_.moe_layers) || pool->shape(1) != static_cast<size_t>(model_.experts)))
+    const auto layers = static_cast<size_t>(model_.moe_layers), count = static_cast<size_t>(model_.experts);
+    if (pool && (pool->shape(0) != layers || pool->shape(1) != count))
       throw std::invalid_argument("the pool does not have the model's layers and experts");
     PassInput in;
     in.rows = static_cast<int>(rows);
@@ -295,8 +299,8 @@ public:
     auto best_tokens = make<int32_t, 2>({Q, K});
     auto best_logits = make<float, 2>({Q, K});
     auto log_total = make<float, 1>({K ? Q : 0});
-    auto experts = make<int16_t, 3>({rows, static_cast<size_t>(model_.moe_layers), static_cast<size_t>(model_.experts_per_tok)});
-    auto read = make<bool, 2>({static_cast<size_t>(model_.moe_layers), static_cast<size_t>(model_.experts)});
+    auto experts = make<int16_t, 3>({rows, layers, static_cast<size_t>(model_.experts_per_tok)});
+    auto read = make<bool, 2>({layers, count});
     PassOutput out;
     out.logits = logits.data();
     out.best_tokens = best_tokens.data();
@@ -320,7 +324,8 @@ public:
   }
 
   nb::dict phase_seconds() const {
-    static constexpr const char *names[] = {"embed", "norm", "qkv", "rope", "attend", "out", "route", "gate_up", "down", "head"};
+    static constexpr const char *names[] = {"embed", "norm",  "qkv",     "rope", "attend",
+                                            "out",   "route", "gate_up", "down", "head"};
     nb::dict seconds;
     for (size_t i = 0; i < static_cast<size_t>(Phase::count); ++i)
       seconds[names[i]] = workspace_ ? workspace_->seconds[i] : 0.0;

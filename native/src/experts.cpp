@@ -79,7 +79,8 @@ void Workspace::choose(const Feedforward &ffn, int row) {
     return found;
   };
   select(0, own, nullptr, true);
-  int16_t *record = out_->experts + static_cast<size_t>(row * model_.moe_layers + ffn.moe_layer) * static_cast<size_t>(own);
+  const auto place = static_cast<size_t>(row * model_.moe_layers + ffn.moe_layer);
+  int16_t *record = out_->experts + place * static_cast<size_t>(own);
   for (int k = 0; k < own; ++k)
     record[k] = static_cast<int16_t>(best[k]);
   if (pool) // it may hold too few experts of the kept groups
@@ -255,7 +256,8 @@ void Workspace::down(const Feedforward &ffn, int t) {
     for (int c = 0; c < a.count; c += max_rows_) {
       const int rows = chunk_rows(c, a.count);
       float *y = &expert_out_[static_cast<size_t>(a.first + c) * width_ + static_cast<size_t>(b) * kTileRows];
-      k_.matmul(bits_of(w), rows, w.msb_block(b), w.lsb_block(b), blocks, w.tiles(), inner_.chunk(a.first + c), y, width_);
+      k_.matmul(bits_of(w), rows, w.msb_block(b), w.lsb_block(b), blocks, w.tiles(), inner_.chunk(a.first + c), y,
+                width_);
       add_bias(w, b, blocks, rows, y, width_);
     }
   });

@@ -98,7 +98,8 @@ void Workspace::merge_head(int q) {
   double total = 0;
   for (int c = 0; c < head_chunks_; ++c) {
     const size_t part = first + static_cast<size_t>(c);
-    total += static_cast<double>(part_sum_[part]) * std::exp(static_cast<double>(part_max_[part]) - static_cast<double>(top));
+    const double below = static_cast<double>(part_max_[part]) - static_cast<double>(top);
+    total += static_cast<double>(part_sum_[part]) * std::exp(below);
   }
   out_->log_total[q] = static_cast<float>(static_cast<double>(top) + std::log(total));
 }

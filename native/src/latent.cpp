@@ -96,7 +96,8 @@ void Workspace::carry_query(const Attention &a, const float *queries, size_t str
     const int position = in_->positions[first + m];
     float *row = carried + static_cast<size_t>(m) * step, *turned = row + a.latent_dim;
     k_.scale(a.score_scale, a.latent_dim, row);
-    std::memcpy(turned, query + static_cast<size_t>(m) * stride + a.nope_dim, static_cast<size_t>(a.rope_dim) * sizeof(float));
+    std::memcpy(turned, query + static_cast<size_t>(m) * stride + a.nope_dim,
+                static_cast<size_t>(a.rope_dim) * sizeof(float));
     k_.rotate(rope.cosines_at(position), rope.sines_at(position), a.score_scale, a.rope_dim, turned);
     std::fill(turned + a.rope_dim, row + key_dim, 0.0f);
   }
@@ -109,8 +110,9 @@ void Workspace::carry_value(const Attention &a, int task, OfThread &own) {
   pack_head(mixed_row(first, a) + h * a.latent_dim, static_cast<size_t>(a.heads * a.latent_dim), a.latent_dim,
             a.latent_dim, rows, own);
   const auto step = static_cast<size_t>(a.out.inputs);
+  float *values = &values_[static_cast<size_t>(first) * step] + h * a.value_dim;
   k_.matmul(in_->bits, rows, a.value_up.msb_block(h * blocks), a.value_up.lsb_block(h * blocks), blocks,
-            a.value_up.tiles(), own.head_rows.chunk(0), &values_[static_cast<size_t>(first) * step] + h * a.value_dim, step);
+            a.value_up.tiles(), own.head_rows.chunk(0), values, step);
 }
 
 } // namespace elmoe

@@ -12,7 +12,9 @@ namespace elmoe {
 
 constexpr int kMostExpertsPerTok = 64, kMostGroups = 256;
 
-constexpr size_t padded_to(int n, int multiple) { return static_cast<size_t>((n + multiple - 1) / multiple * multiple); }
+constexpr size_t padded_to(int n, int multiple) {
+  return static_cast<size_t>((n + multiple - 1) / multiple * multiple);
+}
 
 // A matrix in tiles, inside memory that somebody else owns.
 struct Matrix {
@@ -42,8 +44,9 @@ struct RopeTable {
   int half = 0;
   std::vector<float> cosines, sines;
   int positions() const { return half ? static_cast<int>(cosines.size()) / half : 0; }
-  const float *cosines_at(int position) const { return &cosines[static_cast<size_t>(position) * static_cast<size_t>(half)]; }
-  const float *sines_at(int position) const { return &sines[static_cast<size_t>(position) * static_cast<size_t>(half)]; }
+  size_t at(int position) const { return static_cast<size_t>(position) * static_cast<size_t>(half); }
+  const float *cosines_at(int position) const { return &cosines[at(position)]; }
+  const float *sines_at(int position) const { return &sines[at(position)]; }
 };
 
 // See GroupedQueryAttention and LatentAttention.

@@ -93,7 +93,9 @@ void Workspace::run_on_threads(ThreadPool &pool) {
 }
 
 void Workspace::check(const PassInput &in) const {
-  auto refuse = [](const std::string &what, int row) { throw std::invalid_argument(what + " of row " + std::to_string(row)); };
+  auto refuse = [](const std::string &what, int row) {
+    throw std::invalid_argument(what + " of row " + std::to_string(row));
+  };
   if (in.rows < 1)
     throw std::invalid_argument("a pass needs at least one row");
   for (int r = 0; r < in.rows; ++r) {

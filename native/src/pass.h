@@ -119,8 +119,12 @@ private:
   int chunk_rows(int first, int rows) const { return rows - first < max_rows_ ? rows - first : max_rows_; }
   void quantize_part(const float *x, int inputs, int group, int r, int rows, const Packed &into, int32_t excess) const;
   WeightBits bits_of(const Matrix &m) const { return m.mxfp4 ? WeightBits{WeightBits::mxfp4} : in_->bits; }
-  float *mixed_row(int r, const Attention &a) const { return &mixed_[static_cast<size_t>(r * a.heads) * static_cast<size_t>(a.mixed_dim())]; }
-  float *carried_row(int r, const Attention &a) const { return &carried_[static_cast<size_t>(r * a.heads) * static_cast<size_t>(a.key_dim())]; }
+  float *mixed_row(int r, const Attention &a) const {
+    return &mixed_[static_cast<size_t>(r * a.heads) * static_cast<size_t>(a.mixed_dim())];
+  }
+  float *carried_row(int r, const Attention &a) const {
+    return &carried_[static_cast<size_t>(r * a.heads) * static_cast<size_t>(a.key_dim())];
+  }
   void combine_row(int r, float *y) const;
   void fill_units(const Matrix &matrix);
 

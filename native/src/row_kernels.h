@@ -500,5 +500,5 @@ inline uint64_t read(const uint8_t *data, size_t bytes) {
 
 // The table of a path, once its matmul is defined.
 #define ELMOE_KERNELS(name)                                                                                            \
-  {name, kMaxRows, matmul, quantize, rms_norm, dot_rows, softmax, sigmoid, gate, gate_clamped, combine, add, scale,     \
-   clamp, rotate, store_key, store_value, attend, fetch, scan, decode_row, read}
+  {name,  kMaxRows, matmul, quantize, rms_norm,  dot_rows,    softmax, sigmoid, gate, gate_clamped, combine, add,      \
+   scale, clamp,    rotate, store_key, store_value, attend, fetch,   scan,    decode_row, read}

@@ -84,6 +84,14 @@ void row_operations(const Kernels &k) {
   take(y.data(), 7);
   k.gate(x.data(), 256, y.data());
   take(y.data(), 256);
+  k.gate_clamped(x.data(), 256, 1.702f, 0.5f, y.data());
+  take(y.data(), 256);
+  y.assign(x.begin(), x.begin() + 64);
+  k.sigmoid(y.data(), 64);
+  k.scale(0.37f, 64, y.data());
+  k.clamp(0.2f, 64, y.data());
+  k.rotate(w.data(), w.data() + 20, 0.3f, 40, y.data()); // a vector and a rest
+  take(y.data(), 64);
   y.assign(x.begin(), x.begin() + 64);
   k.softmax(y.data(), 60);
   take(y.data(), 60);
@@ -99,9 +107,19 @@ void attention(const Kernels &k) {
   const int32_t path[] = {305, 311, 300};
   const std::vector<float> query = random_floats(heads * d, 1e-3f);
   std::vector<float> out(heads * d), scratch(attend_scratch(heads, d));
-  k.attend({keys.data(), values.data(), d, d, d, 0, 270, path, 3, nullptr}, heads, query.data(), out.data(), scratch.data());
+  const Attended seen{keys.data(), values.data(), d, d, d, 0, 270, path, 3, nullptr};
+  k.attend(seen, heads, query.data(), out.data(), scratch.data());
   take(keys.data(), keys.size());
   take(out.data(), out.size());
+  // A window over parts of two spans and of the path, with sinks.
+  const std::vector<float> sinks = random_floats(heads, 1e-4f);
+  const Attended window{keys.data(), values.data(), d, d, d, 99, 270, path, 3, sinks.data()};
+  k.attend(window, heads, query.data(), out.data(), scratch.data());
+  take(out.data(), out.size());
+  // Latents: keys are the whole rows of the values.
+  const Attended latents{nullptr, values.data(), d, 48, d, 0, 270, path, 3, nullptr};
+  k.attend(latents, heads, query.data(), out.data(), scratch.data());
+  take(out.data(), static_cast<size_t>(heads * 48));
 }
 
 } // namespace

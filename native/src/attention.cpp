@@ -29,7 +29,7 @@ void Workspace::norm_rows(const Norm &norm, bool for_mxfp4, int t) {
 
 void Workspace::attention(int index, int t) {
   const Attention &a = model_.layers[static_cast<size_t>(index)].attention;
-  project(a.qkv, qkv_.data(), qkv_stride_, t);
+  project(a.input, qkv_.data(), qkv_stride_, t);
   if (a.latent)
     latent_attention(index, t);
   else

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "crc32.h"
+
 namespace elmoe {
 namespace {
 

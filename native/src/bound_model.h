@@ -14,7 +14,6 @@
 #include <string>
 #include <unistd.h>
 
-#include "crc32.h"
 #include "model.h"
 #include "pass.h"
 #include "threads.h"
@@ -39,10 +38,17 @@ template <class T, int N> Out<T, N> make(std::initializer_list<size_t> shape) {
   return Out<T, N>(data, shape, owner);
 }
 
+inline void require(bool holds, const char *what) {
+  if (!holds)
+    throw std::invalid_argument(what);
+}
+
 inline void check_aligned(const void *p) {
   if (reinterpret_cast<uintptr_t>(p) % 64)
     throw std::invalid_argument("planes must begin at a multiple of 64 bytes");
 }
+
+inline bool has(const Floats &vector, int count) { return vector.size() == static_cast<size_t>(count); }
 
 // Planes of a matrix, kept alive with the arrays that they come from.
 struct BoundMatrix {
@@ -55,12 +61,8 @@ struct BoundMatrix {
     if (outputs < 1 || inputs < kGroup || inputs % kGroup)
       throw std::invalid_argument("a matrix needs outputs >= 1 and inputs a multiple of 32");
     matrix = {msb.data(), lsb.data(), outputs, inputs, bias ? bias->data() : nullptr, mxfp4};
-    const auto blocks = static_cast<size_t>(matrix.blocks()), tiles = blocks * static_cast<size_t>(matrix.tiles());
-    if (msb.size() != (mxfp4 ? blocks * mxfp4_block_bytes(matrix.tiles()) : tiles * kMsbTileBytes) ||
-        lsb.size() != (mxfp4 ? 0 : tiles * kLsbTileBytes))
-      throw std::invalid_argument("planes do not fit the matrix");
-    if (bias && bias->size() != static_cast<size_t>(outputs))
-      throw std::invalid_argument("the bias does not fit the matrix");
+    require(msb.size() == matrix.msb_bytes() && lsb.size() == matrix.lsb_bytes(), "planes do not fit the matrix");
+    require(!bias || has(*bias, outputs), "the bias does not fit the matrix");
     check_aligned(msb.data());
     if (!mxfp4)
       check_aligned(lsb.data());
@@ -95,6 +97,7 @@ public:
   }
   // Appends angles of the next positions: cos and sin [2][positions][head_dim / 2].
   void extend_rope(int rope, In<float, 3> angles) {
+    const Alone alone(*this);
     RopeTable &table = model_.ropes.at(static_cast<size_t>(rope));
     const size_t count = angles.shape(1) * angles.shape(2);
     table.half = static_cast<int>(angles.shape(2));
@@ -117,10 +120,13 @@ public:
                              int rope, float score_scale, std::optional<Floats> query_norm,
                              std::optional<Floats> key_norm, float head_eps, float clip, int window,
                              std::optional<Floats> sinks) {
-    if (heads % kv_heads || head_dim % kTileRows)
-      throw std::invalid_argument("heads must be a multiple of kv heads, head_dim a multiple of 16");
+    require(heads % kv_heads == 0 && head_dim % kTileRows == 0, "heads must be a multiple of kv heads, head_dim of 16");
+    require(fits(qkv, (heads + 2 * kv_heads) * head_dim, model_.hidden) && fits(out, model_.hidden, heads * head_dim),
+            "a projection does not fit the heads");
+    require(!sinks || has(*sinks, heads), "sinks do not fit the heads");
+    require_rope(rope);
     Attention &a = model_.layers.back().attention;
-    a.qkv = keep(qkv);
+    a.input = keep(qkv);
     a.out = keep(out);
     a.heads = heads;
     a.kv_heads = kv_heads;
@@ -130,9 +136,8 @@ public:
     auto norm = [&](const std::optional<Floats> &vector, int of_heads) -> Norm {
       if (!vector)
         return {};
-      a.whole_norms |= vector->size() != static_cast<size_t>(head_dim);
-      if (vector->size() != static_cast<size_t>(a.whole_norms ? of_heads * head_dim : head_dim))
-        throw std::invalid_argument("a norm of queries or keys fits neither one head nor all");
+      a.whole_norms |= !has(*vector, head_dim);
+      require(has(*vector, a.whole_norms ? of_heads * head_dim : head_dim), "a norm fits neither one head nor all");
       return {keep(*vector), head_eps};
     };
     a.query_norm = norm(query_norm, heads);
@@ -145,11 +150,20 @@ public:
                             std::optional<const BoundMatrix *> query_up, Floats latent_norm, float latent_eps,
                             const BoundMatrix &key_up, const BoundMatrix &value_up, const BoundMatrix &out, int heads,
                             int nope_dim, int rope_dim, int latent_dim, int value_dim, int rope, float score_scale) {
-    if (latent_dim % kGroup || value_dim % kTileRows || rope_dim % 2)
-      throw std::invalid_argument("latent_dim must be a multiple of 32, value_dim of 16, rope_dim of 2");
+    require(latent_dim % kGroup == 0 && value_dim % kTileRows == 0 && rope_dim % 2 == 0,
+            "latent_dim must be a multiple of 32, value_dim of 16, rope_dim of 2");
+    const int width = heads * (nope_dim + rope_dim), part = down.matrix.outputs - latent_dim - rope_dim;
+    require(down.matrix.inputs == model_.hidden && (query_up ? part > 0 : part == width),
+            "the first projection does not fit queries and latents");
+    require(!query_up || fits(**query_up, width, part), "the second projection does not fit the queries");
+    require(fits(key_up, heads * latent_dim, static_cast<int>(padded_to(nope_dim, kGroup))) &&
+                fits(value_up, heads * value_dim, latent_dim) && fits(out, model_.hidden, heads * value_dim),
+            "a projection does not fit heads and latents");
+    require(has(latent_norm, latent_dim) && (!query_norm || has(*query_norm, part)), "a norm does not fit its vector");
+    require_rope(rope);
     Attention &a = model_.layers.back().attention;
     a.latent = true;
-    a.qkv = keep(down);
+    a.input = keep(down);
     if (query_up)
       a.query_up = keep(**query_up);
     if (query_norm)
@@ -167,6 +181,7 @@ public:
     a.score_scale = score_scale;
   }
   void set_mlp(const BoundMatrix &gate_up, const BoundMatrix &down) {
+    require_gated(gate_up, down);
     Feedforward &f = model_.layers.back().ffn;
     f.gate_up = {keep(gate_up)};
     f.down = {keep(down)};
@@ -176,8 +191,12 @@ public:
                   bool best_two) {
     Feedforward &f = model_.layers.back().ffn;
     f.experts = static_cast<int>(weight.shape(0));
-    if (groups < 1 || groups > kMostGroups || f.experts % groups)
-      throw std::invalid_argument("the experts do not divide into the router's groups");
+    require(f.experts == model_.experts && weight.shape(1) == static_cast<size_t>(model_.hidden) &&
+                (!bias || has(*bias, f.experts)) && (!correction || has(*correction, f.experts)),
+            "the router does not fit the model");
+    require(groups >= 1 && groups <= kMostGroups && f.experts % groups == 0 && groups_kept >= 1 &&
+                groups_kept <= groups,
+            "the experts do not divide into the router's groups");
     arrays_.push_back(nb::cast(weight));
     f.router = weight.data();
     f.router_bias = keep_or_null(bias);
@@ -199,6 +218,9 @@ public:
                    float limit) {
     Feedforward &f = model_.layers.back().ffn;
     const auto count = static_cast<size_t>(f.experts);
+    require(msb_offsets.size() == count && lsb_offsets.size() == count && msb_crc.size() == count &&
+                lsb_crc.size() == count,
+            "a record is missing");
     f.alpha = alpha;
     f.limit = limit;
     arrays_.push_back(nb::cast(msb_file));
@@ -208,8 +230,8 @@ public:
     auto bias = [&](const std::optional<In<float, 2>> &vectors, size_t e, const Matrix &of) -> const float * {
       if (!vectors)
         return nullptr;
-      if (vectors->shape(0) != count || vectors->shape(1) != static_cast<size_t>(of.outputs))
-        throw std::invalid_argument("the biases do not fit the experts");
+      require(vectors->shape(0) == count && vectors->shape(1) == static_cast<size_t>(of.outputs),
+              "the biases do not fit the experts");
       if (e == 0)
         arrays_.push_back(nb::cast(*vectors));
       return vectors->data() + e * static_cast<size_t>(of.outputs);
@@ -217,9 +239,9 @@ public:
     for (size_t e = 0; e < count; ++e) {
       const auto msb_at = static_cast<size_t>(msb_offsets.data()[e]);
       const auto lsb_at = static_cast<size_t>(lsb_offsets.data()[e]);
-      if (msb_at + up.msb_bytes() + down.msb_bytes() > msb_file.size() ||
-          lsb_at + up.lsb_bytes() + down.lsb_bytes() > lsb_file.size())
-        throw std::invalid_argument("an expert's record lies outside its file");
+      require(msb_at + up.msb_bytes() + down.msb_bytes() <= msb_file.size() &&
+                  lsb_at + up.lsb_bytes() + down.lsb_bytes() <= lsb_file.size(),
+              "an expert's record lies outside its file");
       Matrix first = up, second = down;
       first.msb = msb_file.data() + msb_at;
       first.lsb = lsb_file.data() + lsb_at;
@@ -239,6 +261,8 @@ public:
     f.lsb_seen.assign(count, mxfp4); // there is nothing to check
   }
   void set_shared_experts(const BoundMatrix &gate_up, const BoundMatrix &down, std::optional<Floats> gate) {
+    require_gated(gate_up, down);
+    require(!gate || has(*gate, model_.hidden), "the gate of the shared experts does not fit");
     Feedforward &f = model_.layers.back().ffn;
     f.gate_up.push_back(keep(gate_up));
     f.down.push_back(keep(down));
@@ -350,6 +374,18 @@ private:
   private:
     BoundModel &model_;
   };
+
+  static bool fits(const BoundMatrix &m, int outputs, int inputs) {
+    return m.matrix.outputs == outputs && m.matrix.inputs == inputs && !m.matrix.mxfp4;
+  }
+  void require_gated(const BoundMatrix &gate_up, const BoundMatrix &down) const {
+    const int inner = down.matrix.inputs;
+    require(fits(gate_up, 2 * inner, model_.hidden) && fits(down, model_.hidden, inner),
+            "an MLP does not fit the model");
+  }
+  void require_rope(int rope) const {
+    require(rope >= 0 && rope < static_cast<int>(model_.ropes.size()), "there is no such rotary embedding");
+  }
 
   Matrix keep(const BoundMatrix &m) {
     arrays_.push_back(nb::cast(m.msb));

@@ -35,10 +35,12 @@ void Workspace::head(int t) {
       k_.matmul(in_->bits, rows, w.msb_block(b), w.lsb_block(b), blocks, w.tiles(), packed_.chunk(first), products,
                 kHeadChunk);
       add_bias(w, b, blocks, rows, products, kHeadChunk);
-      for (int i = 0; model_.logit_divisor != 1 && i < rows * kHeadChunk; ++i)
-        products[i] /= model_.logit_divisor;
-      for (int m = 0; m < rows; ++m)
-        scan_head(first + m, chunk, products + static_cast<size_t>(m) * kHeadChunk, count);
+      for (int m = 0; m < rows; ++m) {
+        float *logits = products + static_cast<size_t>(m) * kHeadChunk;
+        for (int i = 0; model_.logit_divisor != 1 && i < count; ++i)
+          logits[i] /= model_.logit_divisor;
+        scan_head(first + m, chunk, logits, count);
+      }
     }
   });
   barrier_.wait();

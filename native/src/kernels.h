@@ -104,7 +104,7 @@ struct Kernels {
   // Softmax attention of `heads` query heads [heads][key_dim] (scaled) that share keys and values ->
   // out [heads][value_dim]. Dimensions are multiples of 16. scratch: attend_scratch(heads, key_dim) floats.
   void (*attend)(const Attended &seen, int heads, const float *query, float *out, float *scratch);
-  // Begins to fetch what `attend` will read of a prefix of this length.
+  // Begins to fetch what `attend` will read first; not for latents, whose `keys` are null.
   void (*fetch)(const Attended &seen);
   // Scan n scores beginning with index `first`: merge into `best`; *max and *sum get the largest and
   // sum(exp(score - max)). False if a score is not finite.

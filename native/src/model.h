@@ -25,13 +25,14 @@ struct Matrix {
 
   int blocks() const { return blocks_of(outputs); }
   int tiles() const { return tiles_of(inputs); }
-  const uint8_t *msb_block(int b) const {
-    const size_t bytes = mxfp4 ? mxfp4_block_bytes(tiles()) : static_cast<size_t>(tiles()) * kMsbTileBytes;
-    return msb + static_cast<size_t>(b) * bytes;
+  size_t msb_block_bytes() const {
+    return mxfp4 ? mxfp4_block_bytes(tiles()) : static_cast<size_t>(tiles()) * kMsbTileBytes;
   }
-  const uint8_t *lsb_block(int b) const { return mxfp4 ? lsb : lsb + static_cast<size_t>(b) * tiles() * kLsbTileBytes; }
-  size_t msb_bytes() const { return static_cast<size_t>(msb_block(blocks()) - msb); }
-  size_t lsb_bytes() const { return static_cast<size_t>(lsb_block(blocks()) - lsb); }
+  size_t lsb_block_bytes() const { return mxfp4 ? 0 : static_cast<size_t>(tiles()) * kLsbTileBytes; }
+  const uint8_t *msb_block(int b) const { return msb + static_cast<size_t>(b) * msb_block_bytes(); }
+  const uint8_t *lsb_block(int b) const { return lsb + static_cast<size_t>(b) * lsb_block_bytes(); }
+  size_t msb_bytes() const { return static_cast<size_t>(blocks()) * msb_block_bytes(); }
+  size_t lsb_bytes() const { return static_cast<size_t>(blocks()) * lsb_block_bytes(); }
 };
 
 struct Norm {
@@ -52,7 +53,7 @@ struct RopeTable {
 // See GroupedQueryAttention and LatentAttention.
 struct Attention {
   bool latent = false;
-  Matrix qkv, out; // qkv of latent attention: `down`
+  Matrix input, out; // input: queries, keys and values; of latent attention `down`
   int heads = 0;
   int rope = 0; // index into Model::ropes
   float score_scale = 0;
@@ -70,7 +71,7 @@ struct Attention {
   Norm latent_norm;                  // query_norm is that of the query part
   int nope_dim = 0, rope_dim = 0, latent_dim = 0, value_dim = 0;
 
-  int query_part() const { return qkv.outputs - latent_dim - rope_dim; }
+  int query_part() const { return input.outputs - latent_dim - rope_dim; }
   int key_dim() const { return latent ? static_cast<int>(padded_to(latent_dim + rope_dim, kTileRows)) : head_dim; }
   int mixed_dim() const { return latent ? latent_dim : head_dim; } // of one head, before it is carried out
   int heads_together() const { return heads / kv_heads; }         // that share keys

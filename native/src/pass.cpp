@@ -98,6 +98,10 @@ void Workspace::check(const PassInput &in) const {
   };
   if (in.rows < 1)
     throw std::invalid_argument("a pass needs at least one row");
+  int smallest_window = 0; // 0: none
+  for (const Layer &layer : model_.layers)
+    if (const int window = layer.attention.window; window && (!smallest_window || window < smallest_window))
+      smallest_window = window;
   for (int r = 0; r < in.rows; ++r) {
     if (in.tokens[r] < 0 || in.tokens[r] >= model_.vocab)
       refuse("unknown token " + std::to_string(in.tokens[r]), r);
@@ -121,9 +125,8 @@ void Workspace::check(const PassInput &in) const {
     int seen = in.prefix[r];
     for (int i = 0; i < in.path_width && path[i] >= 0; ++i)
       ++seen;
-    for (const Layer &layer : model_.layers)
-      if (seen == 0 || (layer.attention.window && in.positions[r] - layer.attention.window >= seen - 1))
-        refuse("nothing to attend to", r);
+    if (seen == 0 || (smallest_window && in.positions[r] - smallest_window >= seen - 1))
+      refuse("nothing to attend to", r);
   }
   for (int q = 0; q < in.wanted_count; ++q)
     if (in.wanted[q] < 0 || in.wanted[q] >= in.rows)
@@ -149,7 +152,7 @@ void Workspace::grow() {
     const Attention &a = layer.attention;
     const Feedforward &f = layer.ffn;
     inputs = std::max({inputs, a.out.inputs, a.query_up.inputs});
-    qkv = std::max(qkv, a.qkv.outputs + kTileRows); // a latent is stored with its padding
+    qkv = std::max(qkv, a.input.outputs + kTileRows); // a latent is stored with its padding
     mixed = std::max(mixed, a.heads * a.mixed_dim());
     if (a.latent) {
       queries = std::max(queries, a.query_up.outputs);
@@ -238,7 +241,7 @@ void Workspace::embed(int t) {
 bool Workspace::layer(int index, int t) {
   const Layer &layer = model_.layers[static_cast<size_t>(index)];
   norm_rows(layer.attention_norm, false, t);
-  barrier_.wait([&] { fill_units(layer.attention.qkv); });
+  barrier_.wait([&] { fill_units(layer.attention.input); });
   lap(Phase::norm, t);
   attention(index, t);
   norm_rows(layer.ffn_norm, layer.ffn.mxfp4(), t);

@@ -21,9 +21,7 @@ inline double now() {
 
 // Row blocks of a task over a matrix; a multiple of `multiple`.
 inline int unit_blocks(const Matrix &matrix, int multiple) {
-  const size_t of_block = matrix.mxfp4 ? mxfp4_block_bytes(matrix.tiles())
-                                       : static_cast<size_t>(matrix.tiles()) * (kMsbTileBytes + kLsbTileBytes);
-  const int wanted = static_cast<int>(kUnitBytes / of_block);
+  const int wanted = static_cast<int>(kUnitBytes / (matrix.msb_block_bytes() + matrix.lsb_block_bytes()));
   return std::max(1, wanted / multiple) * multiple;
 }
 

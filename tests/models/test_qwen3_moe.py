@@ -148,7 +148,7 @@ def test_defaults(small: Values) -> None:
     """What transformers assumes when a config.json does not say."""
     del small["head_dim"], small["num_key_value_heads"], small["decoder_sparse_step"], small["mlp_only_layers"]
     shape, program = qwen3_moe.shape(small), qwen3_moe.program(small)
-    assert (shape.head_dim, shape.kv_heads, shape.tied_head) == (12, 8, False)
+    assert (shape.head_dim, shape.kv_heads, shape.tied_head) == (12, 4, False)
     assert shape.moe_layers == (0, 1, 2, 3)
     assert program.final_norm.eps == 1e-6
     assert grouped(program).rope.theta == 10000.0

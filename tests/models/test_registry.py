@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from backend.family_models import FAMILY_MODELS
 from elmoe.errors import UnsupportedModelError
 from elmoe.models import qwen3_moe
 from elmoe.models.registry import FAMILIES, family_of
@@ -36,6 +37,24 @@ def test_other_families_are_refused(kind: Any) -> None:
     text = re.escape(f"config.json: model_type = {kind!r} is not supported; elmoe runs {runs}")
     with pytest.raises(UnsupportedModelError, match=f"^{text}$"):
         family_of({"model_type": kind})
+
+
+@pytest.mark.parametrize(("kind", "missing"), [("qwen3_moe", 4), ("qwen2_moe", 16), ("mixtral", 8), ("gpt_oss", 8)])
+def test_a_missing_number_of_key_value_heads_is_what_transformers_takes(kind: str, missing: int) -> None:
+    config = dict(FAMILY_MODELS[kind]) | {"num_attention_heads": 32}
+    assert family_of(config).shape(config | {"num_key_value_heads": None}).kv_heads == 32
+    del config["num_key_value_heads"]
+    assert family_of(config).shape(config).kv_heads == missing
+
+
+def test_yarn_stretches_the_context(qwen3_30b_a3b: dict[str, Any]) -> None:
+    """The recipe of Qwen's model cards adds rope_scaling and leaves max_position_embeddings as it is."""
+    config = qwen3_30b_a3b | {"max_position_embeddings": 40960}
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    assert qwen3_moe.shape(config).max_context == 40960
+    assert qwen3_moe.shape(config | {"rope_scaling": yarn}).max_context == 131072
+    gpt_oss = PUBLISHED["openai/gpt-oss-20b"]
+    assert family_of(gpt_oss).shape(gpt_oss).max_context == 131072
 
 
 def test_a_missing_family_is_refused() -> None:

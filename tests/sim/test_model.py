@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backend.family_models import FAMILY_MODELS
 from elmoe.errors import ConfigError, UnsupportedModelError
 from elmoe.models.registry import family_of
 from elmoe.sim.model import MODELS, SimModel, load_model, model_from_config, model_from_shape
@@ -202,7 +203,7 @@ def test_windows_of_other_families() -> None:
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false"),
         ({"layer_types": ["mamba", "attention"]}, "layer_types = ['mamba', 'attention'] is not supported; elmoe knows"),
         ({"layer_types": "sliding_attention"}, "layer_types = sliding_attention is not supported"),
-        ({"layer_types": ["sliding_attention"], "sliding_window": None}, "sliding_window must be a positive integer"),
+        ({"layer_types": ["sliding_attention"] * 32, "sliding_window": None}, "sliding_window must be a positive integer"),
     ],
 )
 def test_broken_configs(change: dict[str, Any], message: str) -> None:
@@ -246,6 +247,19 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config.json cannot be read: No such file"):
         load_model(str(tmp_path))
     assert len(MODELS) == 4
+
+
+@pytest.mark.parametrize("name", FAMILY_MODELS)
+def test_families_of_the_engine_are_read_by_their_own_rules(name: str) -> None:
+    """Also where fields are missing: layer types, head sizes, which layers are dense."""
+    config = dict(FAMILY_MODELS[name])
+    for field in ("layer_types", "first_k_dense_replace", "max_window_layers"):
+        config.pop(field, None)
+        shape = family_of(config).shape(config)
+        found = model_from_config(config, name)
+        assert found.moe_layers == len(shape.moe_layers)
+        assert found.window == shape.window
+        assert found.kv_elements + found.windowed_kv_elements == shape.kv_elements_per_token
 
 
 @pytest.mark.parametrize("name", MODELS)

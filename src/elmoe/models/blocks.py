@@ -7,6 +7,7 @@ it with ``dataclasses.replace``. Knows nothing about tensors' bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from elmoe.errors import UnsupportedModelError
@@ -26,33 +27,40 @@ from elmoe.models.program import (
     Scoring,
     Storage,
 )
+from elmoe.models.rotary import longest_context
 from elmoe.models.shape import Config, ModelShape
 
+SLIDING, FULL = "sliding_attention", "full_attention"
 EXPERT_COUNT = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
 """The name of the number of experts, and what another version of transformers calls it."""
 
 
-def grouped_query_sizes(family: str, config: Config, *, experts: str, expert_hidden: str) -> dict[str, Any]:
+def grouped_query_sizes(
+    family: str, config: Config, *, experts: str, expert_hidden: str, kv_heads: int | None = None
+) -> dict[str, Any]:
     """Fields of `ModelShape` for grouped-query attention and experts in all layers.
 
     `experts` and `expert_hidden` name the fields of ``config.json`` with the number and the inner size of experts.
+    `kv_heads` is what transformers takes where ``num_key_value_heads`` is missing; where that is null, and without
+    `kv_heads`, every query head has keys of its own.
     """
     layers = config.integer("num_hidden_layers")
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    own_keys = heads if kv_heads is None or "num_key_value_heads" in config.values else kv_heads
     return {
         "family": family,
         "layers": layers,
         "moe_layers": tuple(range(layers)),
         "hidden": hidden,
         "heads": heads,
-        "kv_heads": config.integer("num_key_value_heads", heads),
+        "kv_heads": config.integer("num_key_value_heads", own_keys),
         "head_dim": config.integer("head_dim", hidden // heads),
         "experts": config.integer(experts, config.values.get(EXPERT_COUNT[experts])),
         "experts_per_tok": config.integer("num_experts_per_tok"),
         "expert_hidden": config.integer(expert_hidden),
         "dense_hidden": 0,
         "vocab": config.integer("vocab_size"),
-        "max_context": config.integer("max_position_embeddings"),
+        "max_context": longest_context(config.values),
         "tied_head": config.flag("tie_word_embeddings"),
         "mxfp4_experts": mxfp4_experts(config.values),
     }
@@ -69,9 +77,6 @@ def sliding_layers(config: Config, kinds: tuple[str, ...]) -> dict[str, Any]:
     """Fields of `ModelShape` for layers of these ``layer_types``."""
     windowed = tuple(i for i, kind in enumerate(kinds) if kind == SLIDING)
     return {"window": config.integer("sliding_window") if windowed else 0, "windowed_layers": windowed}
-
-
-SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def mxfp4_experts(values: Mapping[str, Any]) -> bool:
@@ -176,12 +181,8 @@ def softmax_router(sizes: ModelShape, index: int, *, renormalize: bool) -> Route
 
 def sigmoid_router(sizes: ModelShape, index: int, *, renormalize: bool, scale: float) -> Router:
     """Sigmoid scores with a correction of the choice (DeepSeek-V3, GLM)."""
-    return Router(
-        weight=f"layers.{index}.router",
-        inputs=sizes.hidden,
-        experts=sizes.experts,
-        experts_per_tok=sizes.experts_per_tok,
-        renormalize=renormalize,
+    return replace(
+        softmax_router(sizes, index, renormalize=renormalize),
         scoring=Scoring.SIGMOID,
         correction=f"layers.{index}.router_correction",
         scale=scale,

@@ -27,6 +27,8 @@ from elmoe.models.shape import Config, ModelShape
 from elmoe.models.source_tensors import Part
 
 MODEL_TYPE = "gpt_oss"
+KV_HEADS = 8
+"""What transformers takes where ``num_key_value_heads`` is missing."""
 THETA = 150000.0
 DEFAULT_SCALING = {
     "rope_type": "yarn",
@@ -43,7 +45,9 @@ EXPERT_BIASES = {"expert.gate_up_bias": "gate_up_proj_bias", "expert.down_bias":
 def shape(values: Mapping[str, Any]) -> ModelShape:
     """Sizes from the fields of ``config.json``; raises UnsupportedModelError naming an odd one."""
     config = Config(values)
-    sizes = grouped_query_sizes(MODEL_TYPE, config, experts="num_local_experts", expert_hidden="intermediate_size")
+    sizes = grouped_query_sizes(
+        MODEL_TYPE, config, experts="num_local_experts", expert_hidden="intermediate_size", kv_heads=KV_HEADS
+    )
     kinds = config.texts("layer_types", (SLIDING, FULL), sizes["layers"])
     if kinds is None:
         kinds = tuple(FULL if i % 2 else SLIDING for i in range(sizes["layers"]))

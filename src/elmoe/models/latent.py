@@ -12,7 +12,7 @@ from typing import Any
 from elmoe.models.blocks import mxfp4_experts
 from elmoe.models.hf_tensors import whole
 from elmoe.models.program import LatentAttention, Linear, RmsNorm, Rope
-from elmoe.models.rotary import latent_score_factor
+from elmoe.models.rotary import latent_score_factor, longest_context
 from elmoe.models.shape import Config, ModelShape
 from elmoe.models.source_tensors import Part, halves_order
 from elmoe.quant.bitnested import GROUP
@@ -40,7 +40,7 @@ def latent_sizes(family: str, config: Config, moe_layers: tuple[int, ...]) -> di
         "expert_hidden": expert_hidden,
         "dense_hidden": config.integer("intermediate_size"),
         "vocab": config.integer("vocab_size"),
-        "max_context": config.integer("max_position_embeddings"),
+        "max_context": longest_context(config.values),
         "tied_head": config.flag("tie_word_embeddings"),
         "latent_dim": config.integer("kv_lora_rank"),
         "query_latent_dim": config.integer_or_none("q_lora_rank") or 0,

@@ -23,13 +23,17 @@ from elmoe.models.shape import Config, ModelShape
 from elmoe.models.source_tensors import Part
 
 MODEL_TYPE = "mixtral"
+KV_HEADS = 8
+"""What transformers takes where ``num_key_value_heads`` is missing."""
 THETA = 1e6
 
 
 def shape(values: Mapping[str, Any]) -> ModelShape:
     """Sizes from the fields of ``config.json``; raises UnsupportedModelError naming an odd one."""
     config = Config(values)
-    sizes = grouped_query_sizes(MODEL_TYPE, config, experts="num_local_experts", expert_hidden="intermediate_size")
+    sizes = grouped_query_sizes(
+        MODEL_TYPE, config, experts="num_local_experts", expert_hidden="intermediate_size", kv_heads=KV_HEADS
+    )
     if values.get("sliding_window") is not None:
         sizes |= {"window": config.integer("sliding_window"), "windowed_layers": tuple(range(sizes["layers"]))}
     return ModelShape(**sizes)

@@ -26,12 +26,16 @@ from elmoe.models.shape import Config, ModelShape
 from elmoe.models.source_tensors import Part
 
 MODEL_TYPE = "qwen2_moe"
+KV_HEADS = 16
+"""What transformers takes where ``num_key_value_heads`` is missing."""
 
 
 def shape(values: Mapping[str, Any]) -> ModelShape:
     """Sizes from the fields of ``config.json``; raises UnsupportedModelError naming an odd one."""
     config = Config(values)
-    sizes = grouped_query_sizes(MODEL_TYPE, config, experts="num_experts", expert_hidden="moe_intermediate_size")
+    sizes = grouped_query_sizes(
+        MODEL_TYPE, config, experts="num_experts", expert_hidden="moe_intermediate_size", kv_heads=KV_HEADS
+    )
     sizes |= {
         "moe_layers": sparse_layers(config),
         "dense_hidden": config.integer("intermediate_size"),

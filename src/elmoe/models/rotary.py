@@ -35,6 +35,16 @@ def rope_of(values: Mapping[str, Any], head_dim: int, theta: float = DEFAULT_THE
     return Rope(theta, head_dim, _yarn(parameters, Config(values)))
 
 
+def longest_context(values: Mapping[str, Any]) -> int:
+    """Tokens that a sequence may have: YaRN's stretched context where ``max_position_embeddings`` is shorter."""
+    parameters, kind = _parameters(values)
+    longest = Config(values).integer("max_position_embeddings")
+    if kind == "default":
+        return longest
+    yarn = _yarn(parameters, Config(values))
+    return max(longest, round(yarn.factor * yarn.original_context))
+
+
 def latent_score_factor(values: Mapping[str, Any]) -> float:
     """What YaRN multiplies the attention scores of DeepSeek's latent attention by, beside the attention factor."""
     parameters, kind = _parameters(values)

@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from elmoe.errors import ConfigError, UnsupportedModelError
+from elmoe.models.blocks import mxfp4_experts
+from elmoe.models.registry import FAMILIES, family_of
 from elmoe.models.shape import KV_BYTES_PER_ELEMENT, Config, ModelShape
 from elmoe.quant.bitnested import GROUP
 from elmoe.sim.quantity import nearest
@@ -190,7 +192,12 @@ class _Attention:
 
 
 def model_from_config(values: Mapping[str, Any], name: str) -> SimModel:
-    """Sizes from the fields of a Hugging Face ``config.json``; UnsupportedModelError names what is missing."""
+    """Sizes from the fields of a Hugging Face ``config.json``; UnsupportedModelError names what is missing.
+
+    A family that the engine runs is read by its own rules; of other families what the fields are usually called.
+    """
+    if values.get("model_type") in FAMILIES:
+        return model_from_shape(family_of(values).shape(values), name)
     config = Config(values, name)
     if "text_config" in values and "num_hidden_layers" not in values:
         raise UnsupportedModelError(f"{name}: the language model is nested in text_config; give that part as a file")
@@ -231,7 +238,7 @@ def model_from_config(values: Mapping[str, Any], name: str) -> SimModel:
         window=config.integer("sliding_window") if windowed else 0,
         attention_macs=full * attention.macs,
         windowed_attention_macs=windowed * attention.macs,
-        mxfp4_experts=_is_mxfp4(values),
+        mxfp4_experts=mxfp4_experts(values),
         max_context=config.integer("max_position_embeddings"),
     )
 
@@ -299,15 +306,15 @@ def _dense_layers(config: Config, layers: int) -> int:
 
 
 def _windowed_layers(config: Config, layers: int) -> int:
-    """Layers with sliding-window attention; a short `layer_types` list is repeated."""
+    """Layers with sliding-window attention."""
     kinds = config.values.get("layer_types")
     if kinds:
-        if not isinstance(kinds, list) or any(kind not in LAYER_TYPES for kind in kinds):
+        if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in LAYER_TYPES for kind in kinds):
             raise UnsupportedModelError(
                 f"{config.source}: layer_types = {str(kinds)[:80]} is not supported; elmoe knows lists of "
-                f"{' and '.join(LAYER_TYPES)}"
+                f"{layers} times {' or '.join(LAYER_TYPES)}"
             )
-        return sum(1 for i in range(layers) if kinds[i % len(kinds)] == SLIDING)
+        return kinds.count(SLIDING)
     everywhere = config.values.get("sliding_window") and config.values.get("use_sliding_window", True)
     return layers if everywhere else 0
 
@@ -320,8 +327,3 @@ def _shared_params(config: Config, hidden: int, expert_hidden: int) -> int:
         if config.values.get(name):
             return 3 * hidden * config.integer(name)
     return 0
-
-
-def _is_mxfp4(values: Mapping[str, Any]) -> bool:
-    quantisation = values.get("quantization_config")
-    return isinstance(quantisation, Mapping) and quantisation.get("quant_method") == "mxfp4"

@@ -40,7 +40,7 @@ class CpuBackend:
             self.threads = _native.threads()
         except ValueError as error:  # ELMOE_ISA or ELMOE_NUM_THREADS
             raise ConfigError(str(error)) from error
-        self._rope_blocks = 0
+        self._rope_blocks = dict.fromkeys(self._ropes, 0)
 
     @property
     def isa(self) -> str:
@@ -57,11 +57,11 @@ class CpuBackend:
         Raises CapacityError when there is no address space left for it.
         """
         try:
+            for rope, number in self._ropes.items():
+                while self._rope_blocks[rope] * ROPE_BLOCK < min(cells, self.shape.max_context):
+                    self._model.extend_rope(number, rope_block(rope, self._rope_blocks[rope]))
+                    self._rope_blocks[rope] += 1
             self._model.allocate(sequence, cells)
-            while self._rope_blocks * ROPE_BLOCK < min(cells, self.shape.max_context):
-                for rope, number in self._ropes.items():
-                    self._model.extend_rope(number, rope_block(rope, self._rope_blocks))
-                self._rope_blocks += 1
         except MemoryError:
             self._model.release(sequence)
             raise CapacityError(f"no memory for a KV cache of {cells} tokens") from None

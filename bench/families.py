@@ -2,11 +2,12 @@
 
     python bench/families.py [--models qwen3-30b-a3b,...] [--rounds 15] [--markdown]
 
-Random weights (`random_checkpoint.py`), one layer, a vocabulary of 1024. Milliseconds are those of the layer alone,
-medians over the rounds, the kinds of passes interleaved; bytes are what the pass read of the layer's weights and KV;
-the reading probe runs in the same rounds. Latent attention is timed by context, in the same rounds as the attention of
-transformers on the same shape in FP32, which expands its cache (needs torch and transformers: `make verify`'s
-environment; left out elsewhere). Writes bench/results/families.json; with --markdown also the tables in docs/models.md.
+Random weights (`random_checkpoint.py`), one layer (of GPT-OSS one with full attention), a vocabulary of 1024. Milliseconds
+are those of the layer alone, medians over the rounds, the kinds of passes interleaved; bytes are what the pass read of the
+layer's weights and KV; the reading probe runs in the same rounds. Latent attention is timed by context, in the same rounds
+as the attention of transformers on the same shape in FP32, which expands its cache (needs torch and transformers: `make
+verify`'s environment; left out elsewhere). Writes bench/results/families.json; with --markdown also the tables in
+docs/models.md.
 """
 
 from __future__ import annotations
@@ -84,13 +85,13 @@ class OneLayer:
             cache.committed += count
         return cache
 
-    def long_cache(self, context: int) -> SequenceCache:
+    def long_cache(self, context: int, sequence: int) -> SequenceCache:
         """A cache whose later cells are copies of earlier ones: long contexts without their quadratic prefill."""
-        cache = self._filled(100, min(context, CONTEXT), context + 64)
+        cache = self._filled(sequence, min(context, CONTEXT), context + 64)
         while cache.committed < context:
             count = min(cache.committed, context - cache.committed)
             source = np.arange(count, dtype=np.int32)
-            self.backend.move(100, source, source + np.int32(cache.committed))
+            self.backend.move(sequence, source, source + np.int32(cache.committed))
             cache.committed += count
         return cache
 
@@ -216,22 +217,24 @@ def transformers_attention(config: dict[str, Any]) -> Callable[[int], Callable[[
 def measure_latent(model: OneLayer, rounds: int) -> list[dict[str, Any]]:
     """Milliseconds of one decode step of attention, by context."""
     theirs = transformers_attention(model.config)
+    caches = {context: model.long_cache(context, 100 + i) for i, context in enumerate(CONTEXTS)}
+    peers = {context: theirs(context) for context in CONTEXTS} if theirs else {}
+    ours: dict[int, list[float]] = {context: [] for context in CONTEXTS}
+    others: dict[int, list[float]] = {context: [] for context in CONTEXTS}
+    for step in range(rounds + 3):  # the first three warm everything up
+        for context in CONTEXTS:
+            builder = RowBuilder()
+            builder.add_run(caches[context], model.tokens(1), want_last=True)
+            seconds, _ = model.timed(builder.build(), ATTENTION_PHASES)
+            peer_seconds = peers[context]() if peers else 0.0
+            if step >= 3:
+                ours[context].append(seconds)
+                others[context].append(peer_seconds)
     rows = []
     for context in CONTEXTS:
-        cache = model.long_cache(context)
-        peer = theirs(context) if theirs else None
-        ours, others = [], []
-        for step in range(rounds + 1):
-            builder = RowBuilder()
-            builder.add_run(cache, model.tokens(1), want_last=True)
-            seconds, _ = model.timed(builder.build(), ATTENTION_PHASES)
-            if peer and (step <= 5 or context <= 512):
-                others.append(peer())
-            if step:
-                ours.append(seconds)
-        row: dict[str, Any] = {"context": context, "ms": round(statistics.median(ours) * 1e3, 3)}
-        if others:
-            row["transformers_ms"] = round(statistics.median(others[1:]) * 1e3, 2)
+        row: dict[str, Any] = {"context": context, "ms": round(statistics.median(ours[context]) * 1e3, 3)}
+        if peers:
+            row["transformers_ms"] = round(statistics.median(others[context]) * 1e3, 2)
             row["ratio"] = round(row["transformers_ms"] / row["ms"], 1)
         rows.append(row)
     return rows

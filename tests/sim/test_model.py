@@ -203,7 +203,10 @@ def test_windows_of_other_families() -> None:
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false"),
         ({"layer_types": ["mamba", "attention"]}, "layer_types = ['mamba', 'attention'] is not supported; elmoe knows"),
         ({"layer_types": "sliding_attention"}, "layer_types = sliding_attention is not supported"),
-        ({"layer_types": ["sliding_attention"] * 32, "sliding_window": None}, "sliding_window must be a positive integer"),
+        (
+            {"layer_types": ["sliding_attention"] * 32, "sliding_window": None},
+            "sliding_window must be a positive integer",
+        ),
     ],
 )
 def test_broken_configs(change: dict[str, Any], message: str) -> None:

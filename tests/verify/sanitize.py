@@ -41,12 +41,16 @@ from digest import digest
 from elmoe.backend.cpu.backend import CpuBackend
 from elmoe.checkpoint.folder import Checkpoint
 from odd_models import ODD, make_model
-models = [make_model(Path(sys.argv[1]) / name, ODD[name]) for name in ("late_moe", "middling", "many_experts")]
+from backend.family_models import FAMILY_MODELS, make_family_model
+folder = Path(sys.argv[1])
+models = [make_model(folder / name, ODD[name]) for name in ("late_moe", "middling", "many_experts")]
+families = ("glm4_moe_lite", "olmoe", "qwen2_moe", "gpt_oss_mxfp4", "shared_mxfp4")
+models += [make_family_model(folder / name, FAMILY_MODELS[name]) for name in families]
 backends = [CpuBackend(model) for model in models]
 print(backends[0].isa, backends[0].threads)
 alone = [digest(backend, seed) for seed, backend in enumerate(backends)]
 with ThreadPoolExecutor(len(backends)) as pool:
-    assert list(pool.map(digest, backends, range(3))) == alone
+    assert list(pool.map(digest, backends, range(len(backends)))) == alone
 """
 
 

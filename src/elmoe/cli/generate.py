@@ -98,6 +98,7 @@ def trace(
     batch: opt.Batch = 16,
     backend: opt.BackendName = "cpu",
     chat: opt.Chat = None,
+    template_var: opt.TemplateVariables = None,
     ignore_eos: opt.IgnoreEos = False,
     json: Json = False,
 ) -> None:
@@ -112,7 +113,7 @@ def trace(
     engine = opt.open_engine(model, opt.engine_options(settings, pool_fraction, fast_bytes, batch, backend))
     with TraceWriter(output, engine.backend.shape, engine.settings(), source=Path(model).name) as writer:
         engine.recorder = writer
-        engine.generate(as_asked(engine, texts, chat), generation)
+        engine.generate(as_asked(engine, texts, chat, parse_variables(template_var or [])), generation)
     stats = engine.stats.as_dict()
     document = {"steps": engine.steps, "tokens": stats["emitted"], "path": str(output), "stats": stats}
     if json:

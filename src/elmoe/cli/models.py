@@ -113,5 +113,7 @@ def _attention(shape: ModelShape) -> str:
     if shape.latent_dim:
         cached = shape.latent_dim + shape.rope_dim
         return f"multi-head latent, {shape.heads} heads; {cached} cached elements per token and layer"
-    windows = f"; {len(shape.windowed_layers)} layers see {shape.window} tokens" if shape.windowed_layers else ""
+    windowed = len(shape.windowed_layers)
+    layers = "1 layer sees" if windowed == 1 else f"{windowed} layers see"
+    windows = f"; {layers} {shape.window} tokens" if windowed else ""
     return f"{shape.heads} heads over {shape.kv_heads} key-value heads of {shape.head_dim}{windows}"

@@ -102,7 +102,7 @@ class Engine:
         options: EngineOptions | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine:
-        """Open a model: a built-in name, an `.elmoe` folder, or a Hugging Face folder (converted into a cache).
+        """Open a model: a built-in name, an `.elmoe` folder, a Hugging Face folder or a GGUF file (converted once).
 
         progress: called with (done, total) bytes while converting. Raises CheckpointError, ConfigError,
         CapacityError.

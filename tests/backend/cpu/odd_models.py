@@ -88,7 +88,7 @@ def make_model(folder: Path, changes: Changes, seed: int = 0, weights: str = "")
 
 
 def without_head_norms(checkpoint: Checkpoint) -> Checkpoint:
-    """The same weights, run by a program that does not norm queries and keys: no family here has one yet."""
+    """The same weights, run by a program that does not norm queries and keys."""
     layers = tuple(
         replace(layer, attention=replace(layer.attention, query_norm=None, key_norm=None))
         for layer in checkpoint.program.layers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from digest import digest, digest_of_folder
 from processes import python
 from twins import open_on
 
+from backend.family_models import FAMILY_MODELS, make_family_model
 from backend.passes import chain_of, int32, joined, picked, run_of, same_bits, tree_of
 from elmoe.backend.cpu import _native
 from elmoe.backend.cpu.backend import CpuBackend
@@ -23,6 +25,8 @@ TOKENS = np.random.default_rng(0).integers(0, 600, 170).tolist()
 OTHER = np.random.default_rng(1).integers(0, 600, 200).tolist()
 HALF = np.tile(np.arange(12) % 2 == 0, (2, 1))
 """A pool of every second expert."""
+SHARED_DIFFERENTLY = ("glm4_moe_lite", "deepseek_v2", "olmoe", "qwen2_moe", "gpt_oss_mxfp4", "shared_mxfp4")
+"""Families whose passes have phases of their own: latents, norms over all heads, shared experts, MXFP4."""
 QUALITIES = [None, DraftQuality(), DraftQuality(6, experts_per_tok=2)]
 
 
@@ -119,9 +123,12 @@ def test_paths_of_instructions_give_the_same_bits(tiny: Checkpoint, odd_model: O
     assert len({digest(open_on(isa, checkpoint)) for isa in _native.isas()}) == 1
 
 
-@pytest.mark.parametrize("model", ["tiny", "late_moe"])
-def test_threads_change_no_bit(tiny: Checkpoint, odd_model: OddModel, model: str) -> None:
-    folder = tiny.path if model == "tiny" else odd_model(model).path
+@pytest.mark.parametrize("model", ["tiny", "late_moe", *SHARED_DIFFERENTLY])
+def test_threads_change_no_bit(tiny: Checkpoint, odd_model: OddModel, tmp_path: Path, model: str) -> None:
+    if model in FAMILY_MODELS:
+        folder = make_family_model(tmp_path, FAMILY_MODELS[model]).path
+    else:
+        folder = tiny.path if model == "tiny" else odd_model(model).path
     want = digest_of_folder(folder, seed=3)
     for threads in (1, 2, 5):
         printed = python("import digest; digest.main()", folder, 3, ELMOE_NUM_THREADS=str(threads))

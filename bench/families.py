@@ -2,12 +2,12 @@
 
     python bench/families.py [--models qwen3-30b-a3b,...] [--rounds 15] [--markdown]
 
-Random weights (`random_checkpoint.py`), one layer (of GPT-OSS one with full attention), a vocabulary of 1024. Milliseconds
-are those of the layer alone, medians over the rounds, the kinds of passes interleaved; bytes are what the pass read of the
-layer's weights and KV; the reading probe runs in the same rounds. Latent attention is timed by context, in the same rounds
-as the attention of transformers on the same shape in FP32, which expands its cache (needs torch and transformers: `make
-verify`'s environment; left out elsewhere). Writes bench/results/families.json; with --markdown also the tables in
-docs/models.md.
+Random weights (`random_checkpoint.py`), one layer (of GPT-OSS one with full attention), a vocabulary of 1024.
+Milliseconds are those of the layer alone, medians over the rounds, the kinds of passes interleaved; bytes are what the
+pass read of the layer's weights and KV; the reading probe runs in the same rounds. Latent attention is timed by context,
+in the same rounds as the attention of transformers on the same shape in FP32, which expands its cache (needs torch and
+transformers: `make verify`'s environment; left out elsewhere). Writes bench/results/families.json; with --markdown also
+the tables in docs/models.md.
 """
 
 from __future__ import annotations

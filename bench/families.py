@@ -4,10 +4,10 @@
 
 Random weights (`random_checkpoint.py`), one layer (of GPT-OSS one with full attention), a vocabulary of 1024.
 Milliseconds are those of the layer alone, medians over the rounds, the kinds of passes interleaved; bytes are what the
-pass read of the layer's weights and KV; the reading probe runs in the same rounds. Latent attention is timed by context,
-in the same rounds as the attention of transformers on the same shape in FP32, which expands its cache (needs torch and
-transformers: `make verify`'s environment; left out elsewhere). Writes bench/results/families.json; with --markdown also
-the tables in docs/models.md.
+pass read of the layer's weights and KV; the reading probe runs in the same rounds. Latent attention is timed by
+context, in the same rounds as the attention of transformers on the same shape in FP32, which expands its cache (needs
+torch and transformers: `make verify`'s environment; left out elsewhere). Writes bench/results/families.json; with
+--markdown also the tables in docs/models.md.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ ONE_MOE_LAYER = {
 CONTEXT = 1024
 CONTEXTS = (64, 512, 2048, 8192)
 VERIFIED = 8
+PAUSE_SECONDS = 0.2
+"""After the peer's turn: its threads spin for a while when they are done."""
 BATCH = 4
 LAYER_PHASES = ("norm", "qkv", "rope", "attend", "out", "route", "gate_up", "down")
 ATTENTION_PHASES = ("qkv", "rope", "attend", "out")
@@ -225,8 +227,10 @@ def measure_latent(model: OneLayer, rounds: int) -> list[dict[str, Any]]:
         for context in CONTEXTS:
             builder = RowBuilder()
             builder.add_run(caches[context], model.tokens(1), want_last=True)
+            model.timed(builder.build(), ATTENTION_PHASES)  # wakes our threads
             seconds, _ = model.timed(builder.build(), ATTENTION_PHASES)
             peer_seconds = peers[context]() if peers else 0.0
+            time.sleep(PAUSE_SECONDS if peers else 0)
             if step >= 3:
                 ours[context].append(seconds)
                 others[context].append(peer_seconds)

@@ -19,7 +19,7 @@ void Workspace::norm_rows(const Norm &norm, bool for_mxfp4, int t) {
   for (int r = t; r < in_->rows; r += threads_) {
     if (pending_)
       combine_row(r, x_row(r));
-    k_.rms_norm(x_row(r), norm.weight, norm.eps, model_.hidden, normed_row(r));
+    k_.rms_norm(x_row(r), norm.weight, norm.eps, model_.hidden, model_.hidden, normed_row(r));
     quantize_part(normed_row(r), model_.hidden, 0, r, in_->rows, packed_, in_->bits.excess());
     if (for_mxfp4)
       quantize_part(normed_row(r), model_.hidden, 0, r, in_->rows, packed_mxfp4_,
@@ -72,9 +72,9 @@ void Workspace::project_out(const Attention &a, int t) {
 void Workspace::grouped_attention(int index, int t) {
   const Attention &a = model_.layers[static_cast<size_t>(index)].attention;
   const int R = in_->rows;
-  if (a.whole_norms) {
+  if (a.whole_norms || a.padded()) {
     barrier_.wait([&] { queue_.fill(R); });
-    queue_.drain(t, [&](int r) { norm_whole(a, r); });
+    queue_.drain(t, [&](int r) { prepare_heads(a, r); });
   }
   auto share_heads = [&] {
     pending_ = false;
@@ -91,8 +91,8 @@ void Workspace::grouped_attention(int index, int t) {
   barrier_.wait(share_heads);
   lap(independent_ ? Phase::qkv : Phase::rope, t);
 
-  const int width = a.heads_together() * a.head_dim;
-  const bool whole_tiles = width % kTileInputs == 0;
+  const int width = a.heads_together() * a.key_dim();
+  const bool whole_tiles = !a.padded() && width % kTileInputs == 0;
   queue_.drain(t, [&](int task) {
     const int r = task / a.kv_heads, kv = task % a.kv_heads;
     const Attended seen = attended(index, r, kv);
@@ -100,43 +100,60 @@ void Workspace::grouped_attention(int index, int t) {
       k_.fetch(seen);
       store_keys(index, r, kv);
     }
-    k_.attend(seen, a.heads_together(), &qkv_[static_cast<size_t>(r) * qkv_stride_ + static_cast<size_t>(kv * width)],
-              mixed_row(r, a) + kv * width, own_[static_cast<size_t>(t)].attention.data());
+    k_.attend(seen, a.heads_together(), heads_row(r, a) + kv * width, mixed_row(r, a) + kv * width,
+              own_[static_cast<size_t>(t)].attention.data());
     if (whole_tiles)
       quantize_part(mixed_row(r, a) + kv * width, width, kv * width / kGroup, r, R, packed_, in_->bits.excess());
   });
   if (!whole_tiles) {
     barrier_.wait();
-    for (int r = t; r < R; r += threads_)
-      quantize_part(mixed_row(r, a), a.out.inputs, 0, r, R, packed_, in_->bits.excess());
+    for (int r = t; r < R; r += threads_) {
+      const float *mixed = mixed_row(r, a);
+      if (a.padded()) {
+        float *close = &values_[static_cast<size_t>(r) * static_cast<size_t>(a.out.inputs)];
+        for (int h = 0; h < a.heads; ++h)
+          std::copy_n(mixed + h * a.key_dim(), a.head_dim, close + h * a.head_dim);
+        mixed = close;
+      }
+      quantize_part(mixed, a.out.inputs, 0, r, R, packed_, in_->bits.excess());
+    }
   }
   barrier_.wait([&] { fill_units(a.out); });
   lap(Phase::attend, t);
   project_out(a, t);
 }
 
-// Norms over all heads of a row as one vector.
-void Workspace::norm_whole(const Attention &a, int r) const {
+// Norms over all heads of a row as one vector; heads moved apart where whole vectors would reach into the next one.
+void Workspace::prepare_heads(const Attention &a, int r) const {
   float *query = &qkv_[static_cast<size_t>(r) * qkv_stride_], *key = query + a.heads * a.head_dim;
-  if (a.query_norm.weight)
-    k_.rms_norm(query, a.query_norm.weight, a.query_norm.eps, a.heads * a.head_dim, query);
-  if (a.key_norm.weight)
-    k_.rms_norm(key, a.key_norm.weight, a.key_norm.eps, a.kv_heads * a.head_dim, key);
+  auto norm = [&](const Norm &norm, int n, float *x) {
+    if (a.whole_norms && norm.weight)
+      k_.rms_norm(x, norm.weight, norm.eps, n, n, x);
+  };
+  norm(a.query_norm, a.heads * a.head_dim, query);
+  norm(a.key_norm, a.kv_heads * a.head_dim, key);
+  if (!a.padded())
+    return;
+  float *apart = heads_row(r, a);
+  for (int h = 0; h < a.heads + 2 * a.kv_heads; ++h) {
+    std::copy_n(query + h * a.head_dim, a.head_dim, apart + h * a.key_dim());
+    std::fill(apart + h * a.key_dim() + a.head_dim, apart + (h + 1) * a.key_dim(), 0.0f);
+  }
 }
 
 // Norms, rotates and stores what one row contributes to one key-value head; its query heads too.
 void Workspace::store_keys(int index, int r, int kv) {
   const Attention &a = model_.layers[static_cast<size_t>(index)].attention;
   const RopeTable &rope = model_.ropes[static_cast<size_t>(a.rope)];
-  const int d = a.head_dim, shared = a.heads_together(), position = in_->positions[r], cell = in_->cells[r];
+  const int d = a.key_dim(), shared = a.heads_together(), position = in_->positions[r], cell = in_->cells[r];
   const float *cosine = rope.cosines_at(position), *sine = rope.sines_at(position);
-  float *row = &qkv_[static_cast<size_t>(r) * qkv_stride_];
+  float *row = heads_row(r, a);
   auto turn = [&](float *x, const Norm &norm, float factor) {
     if (norm.weight && !a.whole_norms)
-      k_.rms_norm(x, norm.weight, norm.eps, d, x);
+      k_.rms_norm(x, norm.weight, norm.eps, a.head_dim, d, x);
     if (a.clip > 0)
       k_.clamp(a.clip, d, x);
-    k_.rotate(cosine, sine, factor, d, x);
+    k_.rotate(cosine, sine, factor, a.head_dim, x);
   };
   for (int h = kv * shared; h < (kv + 1) * shared; ++h)
     turn(row + h * d, a.query_norm, a.score_scale);

@@ -120,7 +120,7 @@ public:
                              int rope, float score_scale, std::optional<Floats> query_norm,
                              std::optional<Floats> key_norm, float head_eps, float clip, int window,
                              std::optional<Floats> sinks) {
-    require(heads % kv_heads == 0 && head_dim % kTileRows == 0, "heads must be a multiple of kv heads, head_dim of 16");
+    require(heads % kv_heads == 0 && head_dim % 2 == 0, "heads must be a multiple of kv heads, head_dim of 2");
     require(fits(qkv, (heads + 2 * kv_heads) * head_dim, model_.hidden) && fits(out, model_.hidden, heads * head_dim),
             "a projection does not fit the heads");
     require(!sinks || has(*sinks, heads), "sinks do not fit the heads");
@@ -138,7 +138,11 @@ public:
         return {};
       a.whole_norms |= !has(*vector, head_dim);
       require(has(*vector, a.whole_norms ? of_heads * head_dim : head_dim), "a norm fits neither one head nor all");
-      return {keep(*vector), head_eps};
+      if (a.whole_norms || !a.padded())
+        return {keep(*vector), head_eps};
+      model_.padded_norms.emplace_back(vector->data(), vector->data() + head_dim); // zeros behind it
+      model_.padded_norms.back().resize(static_cast<size_t>(a.key_dim()));
+      return {model_.padded_norms.back().data(), head_eps};
     };
     a.query_norm = norm(query_norm, heads);
     a.key_norm = norm(key_norm, kv_heads);
@@ -150,8 +154,7 @@ public:
                             std::optional<const BoundMatrix *> query_up, Floats latent_norm, float latent_eps,
                             const BoundMatrix &key_up, const BoundMatrix &value_up, const BoundMatrix &out, int heads,
                             int nope_dim, int rope_dim, int latent_dim, int value_dim, int rope, float score_scale) {
-    require(latent_dim % kGroup == 0 && value_dim % kTileRows == 0 && rope_dim % 2 == 0,
-            "latent_dim must be a multiple of 32, value_dim of 16, rope_dim of 2");
+    require(latent_dim % kGroup == 0 && rope_dim % 2 == 0, "latent_dim must be a multiple of 32, rope_dim of 2");
     const int width = heads * (nope_dim + rope_dim), part = down.matrix.outputs - latent_dim - rope_dim;
     require(down.matrix.inputs == model_.hidden && (query_up ? part > 0 : part == width),
             "the first projection does not fit queries and latents");

@@ -22,7 +22,7 @@ void Workspace::head(int t) {
     k_.dot_rows(y, y, 1, model_.hidden, &squares);
     if (!std::isfinite(squares))
       finite_.store(false, std::memory_order_relaxed);
-    k_.rms_norm(y, model_.final_norm.weight, model_.final_norm.eps, model_.hidden, y);
+    k_.rms_norm(y, model_.final_norm.weight, model_.final_norm.eps, model_.hidden, model_.hidden, y);
     quantize_part(y, model_.hidden, 0, q, Q, packed_, in_->bits.excess());
   }
   barrier_.wait([&] { queue_.fill(head_chunks_); });

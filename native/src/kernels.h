@@ -77,8 +77,8 @@ struct Kernels {
                  const PackedRows &x, float *y, size_t y_stride);
   // One row x [inputs] into place m of M packed rows; groups up to a whole tile are filled with zeros.
   void (*quantize)(const float *x, int inputs, int32_t excess, int m, int M, const PackedRows &packed);
-  // y = x * weight / sqrt(mean(x^2) + eps); n is a multiple of 16; y may be x.
-  void (*rms_norm)(const float *x, const float *weight, float eps, int n, float *y);
+  // y = x * weight / sqrt(mean(x^2) + eps) over `count` elements; zeros follow them up to n, a multiple of 16. y may be x.
+  void (*rms_norm)(const float *x, const float *weight, float eps, int count, int n, float *y);
   // Dot products of x [n] with `count` rows of weight [count][n]; n is a multiple of 16.
   void (*dot_rows)(const float *x, const float *weight, int count, int n, float *y);
   // softmax in place over n scores; the array is padded to a multiple of 16, the padding is overwritten.

@@ -54,7 +54,7 @@ void Workspace::store_latent(int index, int r) {
   const RopeTable &rope = model_.ropes[static_cast<size_t>(a.rope)];
   const int position = in_->positions[r], width = a.latent_dim + a.rope_dim;
   float *query = &qkv_[static_cast<size_t>(r) * qkv_stride_], *latent = query + a.query_part();
-  k_.rms_norm(latent, a.latent_norm.weight, a.latent_norm.eps, a.latent_dim, latent);
+  k_.rms_norm(latent, a.latent_norm.weight, a.latent_norm.eps, a.latent_dim, a.latent_dim, latent);
   k_.rotate(rope.cosines_at(position), rope.sines_at(position), 1.0f, a.rope_dim, latent + a.latent_dim);
   // Whole vectors are stored; what lies behind the row is scratch, and the padding has to be zero.
   std::fill(latent + width, latent + a.key_dim(), 0.0f);
@@ -64,7 +64,7 @@ void Workspace::store_latent(int index, int r) {
   if (a.query_up.outputs == 0)
     return;
   if (a.query_norm.weight)
-    k_.rms_norm(query, a.query_norm.weight, a.query_norm.eps, a.query_part(), query);
+    k_.rms_norm(query, a.query_norm.weight, a.query_norm.eps, a.query_part(), a.query_part(), query);
   quantize_part(query, a.query_up.inputs, 0, r, in_->rows, packed_, in_->bits.excess());
 }
 
@@ -106,13 +106,18 @@ void Workspace::carry_query(const Attention &a, const float *queries, size_t str
 // What one head has mixed, for a chunk of rows, carried out of the space of the latents.
 void Workspace::carry_value(const Attention &a, int task, OfThread &own) {
   const int h = task % a.heads, first = task / a.heads * max_rows_, rows = chunk_rows(first, in_->rows);
-  const int blocks = a.value_dim / kTileRows;
+  // The blocks of 16 rows that hold this head's; the first and the last may hold other heads' too.
+  const int from = h * a.value_dim, block = from / kTileRows;
+  const int blocks = blocks_of(from + a.value_dim) - block, columns = blocks * kTileRows;
   pack_head(mixed_row(first, a) + h * a.latent_dim, static_cast<size_t>(a.heads * a.latent_dim), a.latent_dim,
             a.latent_dim, rows, own);
-  const auto step = static_cast<size_t>(a.out.inputs);
-  float *values = &values_[static_cast<size_t>(first) * step] + h * a.value_dim;
-  k_.matmul(in_->bits, rows, a.value_up.msb_block(h * blocks), a.value_up.lsb_block(h * blocks), blocks,
-            a.value_up.tiles(), own.head_rows.chunk(0), values, step);
+  float *products = own.products.data();
+  k_.matmul(in_->bits, rows, a.value_up.msb_block(block), a.value_up.lsb_block(block), blocks, a.value_up.tiles(),
+            own.head_rows.chunk(0), products, static_cast<size_t>(columns));
+  for (int m = 0; m < rows; ++m) {
+    const float *mine = products + static_cast<size_t>(m * columns + from - block * kTileRows);
+    std::copy_n(mine, a.value_dim, &values_[static_cast<size_t>(first + m) * static_cast<size_t>(a.out.inputs)] + from);
+  }
 }
 
 } // namespace elmoe

@@ -1,6 +1,7 @@
 // A layer program with its weights, and the KV caches of its sequences. See src/elmoe/models/program.py.
 #pragma once
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -72,8 +73,9 @@ struct Attention {
   int nope_dim = 0, rope_dim = 0, latent_dim = 0, value_dim = 0;
 
   int query_part() const { return input.outputs - latent_dim - rope_dim; }
-  int key_dim() const { return latent ? static_cast<int>(padded_to(latent_dim + rope_dim, kTileRows)) : head_dim; }
-  int mixed_dim() const { return latent ? latent_dim : head_dim; } // of one head, before it is carried out
+  bool padded() const { return !latent && head_dim % kTileRows != 0; } // heads are kept with zeros behind them
+  int key_dim() const { return static_cast<int>(padded_to(latent ? latent_dim + rope_dim : head_dim, kTileRows)); }
+  int mixed_dim() const { return latent ? latent_dim : key_dim(); } // of one head, before it is carried out
   int heads_together() const { return heads / kv_heads; }         // that share keys
 };
 
@@ -130,6 +132,7 @@ struct Model {
   float embedding_scale = 1, residual_scale = 1, logit_divisor = 1;
   std::vector<Layer> layers;
   std::vector<RopeTable> ropes;
+  std::deque<std::vector<float>> padded_norms; // of heads that are no multiple of 16
   const Kernels *kernels = nullptr;
   std::unordered_map<int, std::unique_ptr<KvCache>> sequences;
 };

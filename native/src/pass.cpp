@@ -158,7 +158,12 @@ void Workspace::grow() {
       queries = std::max(queries, a.query_up.outputs);
       carried = std::max(carried, a.heads * a.key_dim());
       values = std::max(values, a.out.inputs);
+      widest = std::max(widest, padded(a.value_dim) + kTileRows);
       head = std::max({head, a.key_up.inputs, a.value_up.inputs});
+    }
+    if (a.padded()) {
+      carried = std::max(carried, (a.heads + 2 * a.kv_heads) * a.key_dim());
+      values = std::max(values, a.out.inputs);
     }
     for (const Matrix &down : f.down)
       inner = std::max(inner, down.inputs);

@@ -82,7 +82,7 @@ private:
   void latent_attention(int index, int t);
   void project(const Matrix &matrix, float *y, size_t stride, int t);
   void project_out(const Attention &a, int t);
-  void norm_whole(const Attention &a, int r) const;
+  void prepare_heads(const Attention &a, int r) const;
   void store_keys(int index, int r, int kv);
   void store_latent(int index, int r);
   void carry_query(const Attention &a, const float *queries, size_t stride, int task, OfThread &own);
@@ -125,6 +125,11 @@ private:
   float *carried_row(int r, const Attention &a) const {
     return &carried_[static_cast<size_t>(r * a.heads) * static_cast<size_t>(a.key_dim())];
   }
+  // Queries, keys and values of a row, [heads + 2 * kv_heads][key_dim].
+  float *heads_row(int r, const Attention &a) const {
+    const auto stride = static_cast<size_t>((a.heads + 2 * a.kv_heads) * a.key_dim());
+    return a.padded() ? &carried_[static_cast<size_t>(r) * stride] : &qkv_[static_cast<size_t>(r) * qkv_stride_];
+  }
   void combine_row(int r, float *y) const;
   void fill_units(const Matrix &matrix);
 
@@ -142,7 +147,8 @@ private:
 
   size_t width_ = 0, qkv_stride_ = 0, score_stride_ = 0; // floats of a row
   Scratch<float> x_, normed_, qkv_, mixed_, scores_, expert_out_;
-  Scratch<float> queries_, carried_, values_; // of latent attention: rows of query_up, [heads][key_dim], value_up
+  Scratch<float> queries_, carried_, values_; // of latent attention: rows of query_up, [heads][key_dim], value_up;
+                                              // carried_ and values_ also of heads that are moved apart
   size_t query_stride_ = 0;
   Packed packed_, packed_mxfp4_, inner_;
   int unit_ = 1; // row blocks of a task of the running phase

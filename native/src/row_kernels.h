@@ -67,7 +67,7 @@ struct LaneSum {
   float folded() const { return sum(even + odd); }
 };
 
-inline void rms_norm(const float *x, const float *weight, float eps, int n, float *y) {
+inline void rms_norm(const float *x, const float *weight, float eps, int count, int n, float *y) {
   LaneSum squares;
   int i = 0;
   for (; i + 32 <= n; i += 32) {
@@ -79,7 +79,7 @@ inline void rms_norm(const float *x, const float *weight, float eps, int n, floa
     const Lanes a = load(x + i);
     squares.even = squares.even + a * a;
   }
-  const Lanes root = all(std::sqrt(squares.folded() / static_cast<float>(n) + eps));
+  const Lanes root = all(std::sqrt(squares.folded() / static_cast<float>(count) + eps));
   for (i = 0; i < n; i += 16)
     store(y + i, load(x + i) / root * load(weight + i));
 }

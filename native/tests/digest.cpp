@@ -78,7 +78,7 @@ void mxfp4_products(const Kernels &k, int inputs, int rows) {
 void row_operations(const Kernels &k) {
   const std::vector<float> x = random_floats(512, 1e-3f), w = random_floats(512 * 7, 1e-4f);
   std::vector<float> y(512);
-  k.rms_norm(x.data(), w.data(), 1e-6f, 512, y.data());
+  k.rms_norm(x.data(), w.data(), 1e-6f, 512, 512, y.data());
   take(y.data(), 512);
   k.dot_rows(x.data(), w.data(), 7, 512, y.data());
   take(y.data(), 7);

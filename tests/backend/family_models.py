@@ -51,7 +51,7 @@ FAMILY_MODELS: dict[str, dict[str, Any]] = {
     },
     "olmoe": GROUPED | {
         "model_type": "olmoe", "num_experts": 16, "num_experts_per_tok": 5, "intermediate_size": 32, "clip_qkv": 0.7,
-        "num_key_value_heads": 4,
+        "num_key_value_heads": 8, "num_attention_heads": 8,
     },
     "mixtral": GROUPED | {
         "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 96,
@@ -73,7 +73,7 @@ FAMILY_MODELS: dict[str, dict[str, Any]] = {
     "gpt_oss": GPT_OSS,
     "gpt_oss_mxfp4": GPT_OSS | MXFP4,
     "shared_mxfp4": LATENT | MXFP4 | {
-        "model_type": "deepseek_v2", "q_lora_rank": 64, "topk_method": "greedy", "rope_theta": 1e4,
+        "model_type": "deepseek_v2", "q_lora_rank": 64, "topk_method": "greedy", "rope_theta": 1e4, "v_head_dim": 24,
     },
 }  # fmt: skip
 """Odd sizes on purpose: padded heads, half tiles, windows shorter than a block, groups that leave experts out."""

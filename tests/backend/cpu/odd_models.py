@@ -48,6 +48,8 @@ ODD: dict[str, Changes] = {
     "many_experts": config_of(96, 33, (6, 2, 32), (70, 6, 32), layers=2),
     "middling": config_of(96, 600, (4, 2, 64), (12, 3, 32), layers=3, mlp_only_layers=[1], tie_word_embeddings=False),
     "late_moe": config_of(224, 31, (5, 5, 64), (17, 7, 32), layers=4, mlp_only_layers=[0, 1], intermediate_size=96),
+    "small_heads": config_of(64, 50, (8, 4, 8), (4, 2, 32), attention_bias=True),
+    "uneven_heads": config_of(96, 70, (4, 1, 40), (5, 2, 32), layers=3),
     "extreme": config_of(96, 257, (4, 2, 32), (4, 2, 64), attention_bias=True),
     "faint": config_of(64, 90, (2, 1, 64), (3, 1, 32)),
     "ties": config_of(64, 1040, (2, 1, 32), (9, 4, 32), layers=1),

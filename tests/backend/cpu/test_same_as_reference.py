@@ -62,13 +62,16 @@ def test_models_without_head_norms(odd_model: OddModel, check: Check, name: str)
 @st.composite
 def configurations(draw: st.DrawFn) -> dict[str, Any]:
     """Shapes that the models of `ODD` do not have."""
-    kv_heads = draw(st.sampled_from([1, 2, 3, 4]))
+    kv_heads, shared = draw(st.sampled_from([1, 2, 3, 4])), draw(st.integers(1, 8))
+    head_dim = draw(st.sampled_from([8, 16, 24, 32, 40, 64, 96, 128]))
+    if kv_heads * shared * head_dim % 32:
+        head_dim = 32
     experts = draw(st.integers(1, 40))
     layers = draw(st.integers(1, 3))
     return config_of(
         hidden=32 * draw(st.integers(1, 7)),
         vocab=draw(st.integers(1, 1200)),
-        heads=(kv_heads * draw(st.integers(1, 8)), kv_heads, draw(st.sampled_from([32, 64, 96, 128]))),
+        heads=(kv_heads * shared, kv_heads, head_dim),
         experts=(experts, draw(st.integers(1, min(experts, 8))), 32 * draw(st.integers(1, 5))),
         layers=layers,
         mlp_only_layers=sorted(draw(st.sets(st.integers(1, layers), max_size=layers)) - {layers}),

@@ -23,10 +23,8 @@ from elmoe.models.program import (
     Scoring,
     Storage,
 )
-from elmoe.quant.bitnested import GROUP, Float32
-from elmoe.quant.tiles import TILE_ROWS
+from elmoe.quant.bitnested import Float32
 
-HEAD_DIM_MULTIPLE = 16
 MAX_EXPERTS_PER_TOK, MAX_GROUPS = 64, 256
 
 
@@ -87,7 +85,6 @@ class _Builder:
             self._model.set_shared_experts(self._matrix(shared.gate_up), self._matrix(shared.down), gate)
 
     def _set_grouped(self, attention: GroupedQueryAttention) -> None:
-        _require_multiple("heads", attention.head_dim, HEAD_DIM_MULTIPLE)
         head_norms = [norm for norm in (attention.query_norm, attention.key_norm) if norm is not None]
         self._model.set_grouped_attention(
             qkv=self._matrix(attention.qkv),
@@ -106,8 +103,6 @@ class _Builder:
         )
 
     def _set_latent(self, attention: LatentAttention) -> None:
-        _require_multiple("latents", attention.latent_dim, GROUP)
-        _require_multiple("values of latent attention", attention.value_dim, TILE_ROWS)
         query_up = attention.query_up
         self._model.set_latent_attention(
             down=self._matrix(attention.down),
@@ -189,11 +184,3 @@ class _Builder:
         if rope not in self.ropes:
             self.ropes[rope] = self._model.add_rope()
         return self.ropes[rope]
-
-
-def _require_multiple(what: str, size: int, multiple: int) -> None:
-    if size % multiple:
-        raise ConfigError(
-            f"{what} of {size} dimensions are not a multiple of {multiple}, which the cpu backend needs; "
-            "use --backend reference"
-        )

@@ -15,12 +15,14 @@ void Workspace::combine_row(int r, float *y) const {
   k_.combine(outputs, &weights_[first], used_, model_.hidden, y);
 }
 
-void Workspace::norm_rows(const Norm &norm, bool for_mxfp4, int t) {
+// Packs the normed rows for INT8 matrices, for MXFP4 ones, or for both.
+void Workspace::norm_rows(const Norm &norm, bool for_int8, bool for_mxfp4, int t) {
   for (int r = t; r < in_->rows; r += threads_) {
     if (pending_)
       combine_row(r, x_row(r));
     k_.rms_norm(x_row(r), norm.weight, norm.eps, model_.hidden, model_.hidden, normed_row(r));
-    quantize_part(normed_row(r), model_.hidden, 0, r, in_->rows, packed_, in_->bits.excess());
+    if (for_int8)
+      quantize_part(normed_row(r), model_.hidden, 0, r, in_->rows, packed_, in_->bits.excess());
     if (for_mxfp4)
       quantize_part(normed_row(r), model_.hidden, 0, r, in_->rows, packed_mxfp4_,
                     WeightBits{WeightBits::mxfp4}.excess());

@@ -245,11 +245,11 @@ void Workspace::embed(int t) {
 
 bool Workspace::layer(int index, int t) {
   const Layer &layer = model_.layers[static_cast<size_t>(index)];
-  norm_rows(layer.attention_norm, false, t);
+  norm_rows(layer.attention_norm, true, false, t);
   barrier_.wait([&] { fill_units(layer.attention.input); });
   lap(Phase::norm, t);
   attention(index, t);
-  norm_rows(layer.ffn_norm, layer.ffn.mxfp4(), t);
+  norm_rows(layer.ffn_norm, !layer.ffn.mxfp4() || layer.ffn.shared, layer.ffn.mxfp4(), t);
   barrier_.wait();
   lap(Phase::norm, t);
   if (!route(layer.ffn, t))

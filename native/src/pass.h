@@ -76,7 +76,7 @@ private:
   void work(int t);
   void embed(int t);
   bool layer(int index, int t);
-  void norm_rows(const Norm &norm, bool for_mxfp4, int t);
+  void norm_rows(const Norm &norm, bool for_int8, bool for_mxfp4, int t);
   void attention(int index, int t);
   void grouped_attention(int index, int t);
   void latent_attention(int index, int t);

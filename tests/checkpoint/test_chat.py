@@ -221,6 +221,30 @@ def test_a_broken_template_names_its_line() -> None:
 
 
 @pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{% break %}", "'break' outside loop"),
+        ("{% continue %}", "'continue' not properly in loop"),
+        ("{{ f(a=1, a=2) }}", "keyword argument repeated: a"),
+        ("{% macro m(a, a) %}{% endmacro %}", "duplicate "),
+        ("{{ x | nosuchfilter }}", r"line 1: No filter named 'nosuchfilter'\."),
+    ],
+)
+def test_templates_that_are_no_code(template: str, problem: str) -> None:
+    with pytest.raises(
+        CheckpointError, match=rf"chat_template\.jinja: the chat template is broken \({problem}.*\); fetch"
+    ):
+        render(template)
+
+
+def test_a_template_that_asks_for_too_much_memory() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"chat_template\.jinja: the chat template asks for more memory than there"
+    ):
+        render("{{ 'x' * 10**18 }}")
+
+
+@pytest.mark.parametrize(
     "template",
     [
         "{{ messages.__class__.__mro__[1].__subclasses__() }}",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from synthetic import Array, MakeSource, Source
 
 import elmoe.checkpoint.convert as convert_module
@@ -132,14 +133,50 @@ def test_manifest_names_the_source_without_paths(
 
 
 def test_copies_what_text_needs_and_nothing_else(source: Source, tmp_path: Path) -> None:
-    for name in ("tokenizer.json", "chat_template.jinja", "README.md", "LICENSE"):
+    for name in ("chat_template.jinja", "README.md", "LICENSE"):
         (source.path / name).write_text(name)
+    write_tokenizer(source.path, 9)
     convert(source.path, tmp_path / "d")
     bins = ["dense.bin", "experts_lsb.bin", "experts_msb.bin"]
     assert names(tmp_path / "d") == sorted(
         ["config.json", "tokenizer.json", "chat_template.jinja", "manifest.json", *bins]
     )
-    assert (tmp_path / "d" / "tokenizer.json").read_text() == "tokenizer.json"
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / "d" / name).read_bytes() == (source.path / name).read_bytes()
+
+
+def write_tokenizer(folder: Path, tokens: int) -> None:
+    words = {f"w{number}": number for number in range(tokens)}
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", None, r"source/tokenizer\.json: the tokenizer has 9999 tokens, the model \d+; tokenizer"),
+        ("tokenizer.json", "{}", r"source/tokenizer\.json is not a tokenizer \(.*\); fetch the model again"),
+        ("generation_config.json", "{", r"source/generation_config\.json is not valid JSON"),
+        ("generation_config.json", "[]", r"source/generation_config\.json holds a JSON list, not an object"),
+        ("generation_config.json", '{"eos_token_id": "x"}', r"source: generation_config\.json: eos_token_id must be"),
+    ],
+)
+def test_what_cannot_be_opened_is_found_before_weights_are_written(
+    source: Source, tmp_path: Path, file: str, content: str | None, message: str
+) -> None:
+    if content is None:
+        write_tokenizer(source.path, 9999)
+    else:
+        (source.path / file).write_text(content)
+    before, seen = names(tmp_path), list[int]()
+    with pytest.raises(CheckpointError, match=message):
+        convert(source.path, tmp_path / "d", lambda done, total: seen.append(done))
+    assert (names(tmp_path), seen) == (before, [])
+
+
+def test_a_broken_chat_template_is_no_obstacle(source: Source, tmp_path: Path) -> None:
+    (source.path / "chat_template.jinja").write_text("{% if %}")
+    convert(source.path, tmp_path / "d")
+    assert (tmp_path / "d" / "chat_template.jinja").read_text() == "{% if %}"
 
 
 def test_copies_named_chat_templates(source: Source, tmp_path: Path) -> None:
@@ -271,7 +308,7 @@ def test_too_little_space_is_refused_before_the_start(source: Source, small_disk
 @pytest.mark.parametrize("full", ["when files are laid out", "when a file is copied"])
 def test_a_disk_that_fills_up(source: Source, small_disk: Path, monkeypatch: pytest.MonkeyPatch, full: str) -> None:
     if full == "when a file is copied":
-        (source.path / "tokenizer.json").write_bytes(bytes(400_000))
+        (source.path / "chat_template.jinja").write_bytes(bytes(400_000))
     real = convert_module.free_bytes
     answers = iter([1 << 40])
     monkeypatch.setattr(convert_module, "free_bytes", lambda folder: next(answers, None) or real(folder))

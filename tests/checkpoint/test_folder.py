@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -99,21 +100,24 @@ def test_a_piece_is_checked_once_and_again_by_verify(converted: Path) -> None:
         checkpoint.verify()
 
 
+TOKENIZER = json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []}})
+
+
 def test_verify_reports_progress_and_checks_copied_files(source: Source, tmp_path: Path) -> None:
-    (source.path / "tokenizer.json").write_text("{}")
+    (source.path / "tokenizer.json").write_text(TOKENIZER)
     convert(source.path, tmp_path / "d")
     seen: list[tuple[int, int]] = []
     Checkpoint.open(tmp_path / "d").verify(lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] > 0
-    (tmp_path / "d" / "tokenizer.json").write_text("[]")
+    (tmp_path / "d" / "tokenizer.json").write_text(TOKENIZER.upper())
     with pytest.raises(CheckpointError, match=r"tokenizer\.json was changed after the conversion \(SHA-256 mismatch\)"):
         Checkpoint.open(tmp_path / "d").verify()
 
 
 @pytest.mark.parametrize("file", [*BINS, "config.json", "generation_config.json", "tokenizer.json"])
 def test_truncated_and_missing_files(source: Source, tmp_path: Path, file: str) -> None:
-    for name in ("generation_config.json", "tokenizer.json"):
-        (source.path / name).write_text("{}")
+    (source.path / "generation_config.json").write_text("{}")
+    (source.path / "tokenizer.json").write_text(TOKENIZER)
     converted = tmp_path / "d"
     convert(source.path, converted)
     size_bytes = (converted / file).stat().st_size

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,10 @@ import pytest
 from gguf_models import ARCHS, MODELS, Values, describe
 
 from elmoe.checkpoint.gguf_config import ARCHS as SUPPORTED
-from elmoe.checkpoint.gguf_config import Described, config_of
+from elmoe.checkpoint.gguf_config import NEUTRAL, READ, Described, config_of
 from elmoe.checkpoint.gguf_header import TensorInfo
 from elmoe.checkpoint.supported import supported_model
-from elmoe.errors import CheckpointError, UnsupportedModelError
+from elmoe.errors import CheckpointError, ElmoeError, UnsupportedModelError
 from elmoe.models.program import Storage
 
 F32, Q8_0, Q4_K, MXFP4 = 0, 8, 12, 39
@@ -130,7 +132,7 @@ def test_one_number_for_every_layer() -> None:
         ("gpt_oss", {"rope__scaling__yarn_ext_factor": 0.5}, "yarn_ext_factor = 0.5"),
         ("gpt_oss", {"rope__scaling__factor": -1.0}, "scaling.factor = -1.0 .*; elmoe runs a positive number"),
         ("qwen3_moe", {"rope__dimension_count": 16}, "rope.dimension_count = 16 .*; elmoe runs 32, all of a head"),
-        ("qwen3_moe", {"expert_weights_scale": 2.5}, "expert_weights_scale = 2.5 .*; elmoe runs 1"),
+        ("qwen3_moe", {"expert_weights_scale": 2.5}, "expert_weights_scale = 2.5 is not supported$"),
         ("olmoe", {"expert_gating_func": 2}, "expert_gating_func = 2 .*; elmoe runs 1 .softmax"),
         (
             "mixtral",
@@ -138,8 +140,18 @@ def test_one_number_for_every_layer() -> None:
             "expert_shared_feed_forward_length = 32 is not supported",
         ),
         ("granitemoe", {"expert_shared_feed_forward_length": 32}, "expert_shared_feed_forward_length = 32"),
-        ("deepseek_v2", {"expert_gating_func": 2}, "expert_gating_func = 2 .* sigmoid scores with a correction bias"),
+        (
+            "deepseek_v2",
+            {"expert_gating_func": 2},
+            "expert_gating_func = 2 .* softmax, and sigmoid with a correction bias",
+        ),
         ("deepseek_v2", {"attention__temperature_scale": 0.1}, "attention.temperature_scale = 0.1 is not supported$"),
+        ("glm4_moe_lite", {"expert_gating_func": 1}, "expert_gating_func = 1 .* sigmoid where there is a correction"),
+        ("gpt_oss", {"expert_gating_func": 2}, "expert_gating_func = 2 .* 3 .softmax over the chosen"),
+        ("gpt_oss", {"rope__freq_base_swa": 1e4}, "freq_base_swa = 10000.0 .*; elmoe runs the same as rope.freq_base"),
+        ("granitemoe", {"rope__scaling__finetuned": False}, "rope.scaling.finetuned = False is not supported"),
+        ("mixtral", {"rope__scaling__factor": 2.0}, "scaling.factor = 2.0 .* without rope.scaling.type"),
+        ("olmoe", {"expert_weights_norm": "yes"}, "expert_weights_norm = 'yes' .*; elmoe runs true or false"),
         (
             "qwen3_moe",
             {"attention__head_count": "4"},
@@ -153,6 +165,59 @@ def test_what_elmoe_does_not_run(name: str, fields: dict[str, Any], message: str
         config_of(described(MODELS[name], **fields))
 
 
+UNREAD = {
+    "attention__causal": False,
+    "attention__clamp_kqv": 8.0,
+    "attention__scale": 0.5,
+    "attention__sliding_window": 64,
+    "attention__temperature_scale": 0.1,
+    "embedding_scale": 12.0,
+    "expert_group_count": 2,
+    "expert_shared_count": 1,
+    "expert_weights_norm": False,
+    "expert_weights_scale": 2.5,
+    "final_logit_softcapping": 30.0,
+    "leading_dense_block_count": 1,
+    "logit_scale": 6.0,
+    "residual_scale": 0.22,
+    "rope__scale_linear": 2.0,
+    "swiglu_clamp_exp": [0.0, 7.0],
+    "use_parallel_residual": True,
+}
+
+
+@pytest.mark.parametrize("field", UNREAD)
+@pytest.mark.parametrize("name", ["deepseek_v2", "gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"])
+def test_a_field_that_changes_something_is_read_or_refused(name: str, field: str) -> None:
+    model, key = described(MODELS[name], **{field: UNREAD[field]}), field.replace("__", ".")
+    if key in READ[ARCHS[name]]:
+        config_of(model)
+        return
+    with pytest.raises(UnsupportedModelError, match=rf"{model.arch}\.{re.escape(key)} = .* is not supported$"):
+        config_of(model)
+
+
+@pytest.mark.parametrize("key", NEUTRAL)
+def test_values_that_change_nothing(key: str) -> None:
+    for name in ("gpt_oss", "olmoe", "qwen3_moe"):
+        expected = config_of(described(MODELS[name]))
+        for value in (*NEUTRAL[key], [NEUTRAL[key][0]] * 2):
+            if key not in READ[ARCHS[name]]:
+                assert config_of(described(MODELS[name], **{key.replace(".", "__"): value})) == expected
+
+
+def test_windows_and_scores_that_change_nothing() -> None:
+    expected = config_of(described(MODELS["qwen3_moe"]))
+    assert config_of(described(MODELS["qwen3_moe"], attention__sliding_window=128)) == expected
+    assert config_of(described(MODELS["qwen3_moe"], attention__scale=0.17677669)) == expected
+
+
+@pytest.mark.parametrize(("name", "usual"), [("qwen3_moe", True), ("qwen2_moe", False), ("olmoe", False)])
+def test_whether_the_weights_of_experts_add_up_to_one(name: str, usual: bool) -> None:
+    for value, expected in ((None, usual), (True, True), (False, False)):
+        assert config_of(described(MODELS[name], expert_weights_norm=value))["norm_topk_prob"] is expected
+
+
 @pytest.mark.parametrize("name", ["block_count", "embedding_length", "context_length", "expert_used_count"])
 def test_missing_fields(name: str) -> None:
     with pytest.raises(CheckpointError, match=rf"x\.gguf: qwen3moe\.{name} is missing; fetch the file again"):
@@ -163,6 +228,15 @@ def test_missing_fields(name: str) -> None:
 def test_a_number_of_layers_that_no_model_has(fields: dict[str, int]) -> None:
     with pytest.raises(CheckpointError, match=r"x\.gguf: it says that it has (2147483648|0) layers; it is damaged"):
         config_of(described(MODELS["gpt_oss"], **fields))
+
+
+@pytest.mark.parametrize("value", [[], ["a"], [1.5], "", "x", -1, 2.5, float("nan"), True, 1 << 40], ids=repr)
+def test_fields_of_any_type(value: Any) -> None:
+    """Taken, or refused as bad input."""
+    for name in ("deepseek_v2", "gpt_oss", "granitemoe", "mixtral", "qwen3_moe"):
+        for field in (*describe(MODELS[name]), *NEUTRAL, "expert_gating_func", "attention.sliding_window_pattern"):
+            with suppress(ElmoeError):
+                supported_model(config_of(described(MODELS[name], **{field.replace(".", "__"): value})))
 
 
 def test_missing_embedding() -> None:

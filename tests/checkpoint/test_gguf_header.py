@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from elmoe.checkpoint.gguf_header import read_header
+from elmoe.checkpoint.gguf_header import read_header, starts_as_gguf
 from elmoe.errors import CheckpointError, StorageError
 
 
@@ -147,3 +147,13 @@ def test_what_the_system_will_not_read(tmp_path: Path) -> None:
         read_header(tmp_path)
     with pytest.raises(StorageError, match="cannot be read: No such file"):
         read_header(tmp_path / "none.gguf")
+
+
+def test_the_first_bytes(tmp_path: Path) -> None:
+    for content, expected in ((header(), True), (b"GGUF", True), (b"GGU", False), (b"", False), (b"{}", False)):
+        (tmp_path / "x").write_bytes(content)
+        assert starts_as_gguf(tmp_path / "x") is expected
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(StorageError, match="folder cannot be read: Is a directory"):
+        starts_as_gguf(folder)

@@ -131,8 +131,30 @@ def test_a_tag_in_the_midst_is_quoted(made: Made, kind: str) -> None:
     assert split(made(kind), "Yes: <think>x") == ("", "Yes: <think>x")
 
 
-def test_quoted_tags_that_are_special_tokens_are_left_out_as_ever(made: Made) -> None:
-    assert split(made("special_tags"), "Use <think> here.") == ("", "Use  here.")
+@pytest.mark.parametrize("kind", WITH_TAGS)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("abc</think>hello", ("", "abc</think>hello")),
+        ("Use <think> here.", ("", "Use <think> here.")),
+        ("<think>a <think> b</think>c</think>", ("a <think> b", "c</think>")),
+        ("<think>a</think>é</think> </think>", ("a", "é</think> </think>")),
+    ],
+)
+def test_quoted_tags_stay_text_also_as_special_tokens(
+    made: Made, kind: str, text: str, expected: tuple[str, str]
+) -> None:
+    assert split(made(kind), text) == expected
+
+
+def test_half_a_character_before_a_quoted_special_tag(made: Made) -> None:
+    tokenizer = made("special_tags")
+    close, half = tokenizer.token_id("</think>"), tokenizer.encode("🙂")[:-1]
+    assert close is not None
+    ids = [*tokenizer.encode("a"), *half, close, *tokenizer.encode(" b🙂")]
+    assert split_reasoning(tokenizer, tokenizer.encode("Hi"), ids).answer == "a\ufffd</think> b🙂"
+    ids = [*half, close, *tokenizer.encode("b")]  # the half is where the answer begins
+    assert split_reasoning(tokenizer, tokenizer.encode("Hi"), ids).answer == "\ufffd</think>b"
 
 
 def test_the_template_opens_the_thinking(made: Made) -> None:

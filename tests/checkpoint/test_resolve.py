@@ -13,7 +13,7 @@ import elmoe.checkpoint.resolve as resolve_module
 from elmoe.checkpoint.convert import convert
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.gguf_header import read_header
-from elmoe.checkpoint.resolve import BUILT_IN, cache_folder, read_config, resolve
+from elmoe.checkpoint.resolve import BUILT_IN, cache_folder, read_config, resolve, why_not_convertible
 from elmoe.errors import CheckpointError, StorageError
 
 
@@ -75,10 +75,27 @@ def test_a_changed_source_is_converted_again(source: Source, conversions: list[P
     weights = source.path / "model.safetensors"
     os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
     second = resolve(str(source.path))
-    (source.path / "tokenizer.json").write_text("{}")
+    (source.path / "generation_config.json").write_text("{}")
     third = resolve(str(source.path))
-    assert conversions == [first, second, third]
-    assert len({first, second, third}) == 3
+    (source.path / "additional_chat_templates").mkdir()
+    (source.path / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    fourth = resolve(str(source.path))
+    assert conversions == [first, second, third, fourth]
+    assert len({first, second, third, fourth}) == 4
+
+
+def test_files_that_a_conversion_does_not_read_change_nothing(
+    source: Source, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = resolve(str(source.path))
+    for name in ("README.md", "logits.npy", "consolidated.pth"):
+        (source.path / name).write_text("x")
+    (source.path / "original").mkdir()
+    (source.path / "original" / "params.json").write_text("{}")
+    assert resolve(str(source.path)) == first
+    monkeypatch.chdir(source.path)
+    assert resolve(".") == first
+    assert conversions == [first]
 
 
 def test_another_process_may_convert_the_same_model_meanwhile(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +194,55 @@ def test_broken_and_missing_gguf_files(tmp_path: Path) -> None:
             function(str(tmp_path / "bad.gguf"))
         with pytest.raises(CheckpointError, match=r"there is no model '.*none\.gguf'; MODEL is .* a \.gguf file"):
             function(str(tmp_path / "none.gguf"))
+
+
+@pytest.mark.parametrize(
+    "name", ["SMALL.GGUF", "sha256-2bada8a7450677000f678be90653b85d364de7db25eb5ea54136ada5f3933730", "x.bin"]
+)
+def test_a_gguf_file_of_any_name(name: str, tmp_path: Path) -> None:
+    values = MODELS["qwen3_moe"]
+    path = write_gguf(tmp_path / "small.gguf", values, random_tensors(values)).rename(tmp_path / name)
+    assert read_config(str(path))["model_type"] == "qwen3_moe"
+    made = resolve(str(path))
+    assert made.name.startswith(name.removesuffix(".GGUF") + "-")
+    Checkpoint.open(made).verify()
+
+
+def test_parts_with_a_large_ending(tmp_path: Path) -> None:
+    values = MODELS["qwen3_moe"]
+    (tmp_path / "models").mkdir()
+    write_gguf(tmp_path / "models" / "small.gguf", values, random_tensors(values), split=16)
+    parts = [path.rename(path.with_suffix(".GGUF")) for path in sorted((tmp_path / "models").iterdir())]
+    assert resolve(str(parts[1])) == resolve(str(tmp_path / "models"))
+
+
+def test_a_file_of_no_kind(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    for content in (b"not a model", b""):
+        path.write_bytes(content)
+        for function in (resolve, read_config):
+            with pytest.raises(
+                CheckpointError, match=r"notes\.txt' is no GGUF file \(it does not start with GGUF\); MODEL"
+            ):
+                function(str(path))
+
+
+def test_whether_a_gguf_file_can_be_converted(source: Source, converted: Path, tmp_path: Path) -> None:
+    values = MODELS["qwen3_moe"]
+    tensors = random_tensors(values)
+    whole = write_gguf(tmp_path / "whole.gguf", values, tensors)
+    assert why_not_convertible(str(whole)) == (True, None)
+    name = "model.layers.1.self_attn.o_proj.weight"
+    part = write_gguf(tmp_path / "part.gguf", values, {key: tensors[key] for key in tensors if key != name})
+    found, reason = why_not_convertible(str(part))
+    assert found is False
+    assert reason is not None
+    assert "tensor blk.1.attn_output.weight" in reason
+    whole.write_bytes(whole.read_bytes()[:-1000])
+    found, reason = why_not_convertible(str(whole))
+    assert (found, "whole.gguf is truncated" in str(reason)) == (False, True)
+    for model in (source.path, source.path / "config.json", converted, "tiny"):
+        assert why_not_convertible(str(model)) == (None, None)
 
 
 def test_read_config(source: Source, converted: Path, conversions: list[Path], tmp_path: Path) -> None:

@@ -36,6 +36,10 @@ def test_expert_count_as_transformers_5_saves_it() -> None:
             "model_type = 'llama' has no experts .* elmoe runs Mixture-of-Experts models: deepseek_v2, .* qwen3_moe",
         ),
         ({}, "model_type = None has no experts"),
+        (
+            {"model_type": "qwen3_moe"},
+            r"the number of experts \(num_experts, .* or n_routed_experts\) is missing",
+        ),
         (CONFIG | {"num_experts": 0}, "model_type = 'qwen3_moe' has no experts"),
         (CONFIG | {"mlp_only_layers": [0, 1, 2]}, "no layer is a Mixture-of-Experts block"),
         (CONFIG | {"decoder_sparse_step": 4}, "no layer is a Mixture-of-Experts block"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.resolve import resolve
-from elmoe.checkpoint.text import Detokenizer, Tokenizer, stop_ids
+from elmoe.checkpoint.text import Detokenizer, Tokenizer, check_text_files, stop_ids
 from elmoe.errors import CheckpointError, PromptError
 
 TEXTS = [
@@ -101,7 +102,26 @@ def test_where_the_template_comes_from(folder: Path) -> None:
     assert Tokenizer.open(folder).render_chat([]) == "<b><u>é"
     (folder / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja is not UTF-8 text; fetch the model again"):
-        Tokenizer.open(folder)
+        Tokenizer.open(folder).render_chat([])
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "chat_template.tool_use.jinja", "tokenizer_config.json"])
+def test_a_broken_template_is_an_error_where_a_chat_is_rendered(folder: Path, tokenizer: Tokenizer, file: str) -> None:
+    (folder / file).write_text("{% if %}")
+    broken = Tokenizer.open(folder)
+    assert broken.encode("hello") == tokenizer.encode("hello")
+    assert broken.has_chat_template
+    assert not broken.template_mentions("if")
+    with pytest.raises(CheckpointError, match=file):
+        broken.encode_chat([])
+    with pytest.raises(CheckpointError, match=file):
+        _ = broken.template_variables
+
+
+def test_a_folder_whose_name_is_not_utf_8(folder: Path, tmp_path: Path) -> None:
+    other = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(folder, other)
+    assert Tokenizer.open(other).encode("hello") == Tokenizer.open(folder).encode("hello")
 
 
 def test_no_template(folder: Path) -> None:
@@ -186,11 +206,20 @@ def test_stop_ids_of_the_families(vocab: int, generation: Any, config: Any) -> N
     assert ids == tuple(sorted(generation if isinstance(generation, list) else [generation or config]))
 
 
-def test_a_stop_id_beyond_the_vocabulary_is_a_mismatch() -> None:
-    with pytest.raises(
-        CheckpointError, match=r"^generation_config\.json: eos_token_id 9 is not in the vocabulary of 9"
-    ):
-        stop_ids({"eos_token_id": [1, 9]}, {"vocab_size": 9})
+def test_stop_ids_beyond_the_vocabulary_are_left_out() -> None:
+    """The model can never write them: OLMoE's default is 50279 however small the vocabulary."""
+    assert stop_ids({"eos_token_id": [1, 9, 8]}, {"vocab_size": 9}) == (1, 8)
+    assert stop_ids({}, {"eos_token_id": 50279, "vocab_size": 99}) == ()
+
+
+def test_what_is_checked_before_a_conversion(folder: Path, tmp_path: Path) -> None:
+    content = (folder / "tokenizer.json").read_bytes()
+    check_text_files({}, {}, 10, tmp_path)
+    check_text_files({"tokenizer.json": content}, {"eos_token_id": 1}, 8192, tmp_path)
+    with pytest.raises(CheckpointError, match=r"/x\.gguf: the tokenizer has 8192 tokens, the model 8191; tokenizer"):
+        check_text_files({"tokenizer.json": content}, {}, 8191, tmp_path / "x.gguf")
+    with pytest.raises(CheckpointError, match=r"/x\.gguf: config\.json: eos_token_id must be a token id"):
+        check_text_files({}, {"eos_token_id": "x"}, 8192, tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize("value", ["2", True, [1, "2"], -1, 2.0])

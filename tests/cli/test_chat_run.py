@@ -100,13 +100,33 @@ def test_template_variables_that_are_of_no_use(capsys, model, more, text):
     assert text in err
 
 
-def test_a_stop_token_beyond_the_vocabulary(capsys, model, tmp_path):
+def test_a_stop_token_beyond_the_vocabulary_is_none(capsys, model, tmp_path):
     folder = tmp_path / "other"
     shutil.copytree(model, folder)
-    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 151645]}')
-    code, _, err = call(capsys, folder)
-    assert code == 2
-    assert "generation_config.json: eos_token_id 151645 is not in the vocabulary of 96 tokens" in err
+    (folder / "generation_config.json").write_text('{"eos_token_id": 151645}')
+    assert first_output(capsys, folder) | {"seconds": 0, "ttft_seconds": 0} == first_output(capsys, model) | {
+        "seconds": 0, "ttft_seconds": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{% if %}", "chat_template.jinja: the chat template is broken (line 1: "),
+        ("{% break %}", "chat_template.jinja: the chat template is broken ('break' outside loop"),
+        ("{{ 'x' * 10**18 }}", "chat_template.jinja: the chat template asks for more memory than there is; use raw"),
+    ],
+)
+def test_a_broken_template_hinders_chats_alone(capsys, model, tmp_path, template, text):
+    folder = tmp_path / "other"
+    shutil.copytree(model, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    for more in ([], ["--chat"]):
+        code, out, err = call(capsys, folder, *more)
+        assert (code, out) == (2, "")
+        assert text in err.splitlines()[-1]
+        assert "Traceback" not in err
+    assert first_output(capsys, folder, "--raw")["text"] == first_output(capsys, model, "--raw")["text"]
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(capsys, model, tmp_path):

@@ -200,7 +200,7 @@ def test_a_link_stays_a_link(capsys, tmp_path):
 
 
 def test_a_fault_of_ours_is_exit_code_1(capsys, monkeypatch):
-    monkeypatch.setattr(cli.typer.main, "get_command", lambda app: broken)
+    monkeypatch.setattr("elmoe.cli.app.typer.main.get_command", lambda app: broken)
     code, _, err = call(capsys, "anything")
     assert code == 1
     assert "internal error: please report the lines above" in err

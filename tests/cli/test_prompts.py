@@ -1,14 +1,22 @@
 import pytest
 
 from elmoe.cli.prompts import gather, read_jsonl
-from elmoe.errors import PromptError
+from elmoe.errors import ConfigError, PromptError
 
 
 def test_prompts_are_read_in_both_spellings(tmp_path):
     file = tmp_path / "p.jsonl"
     file.write_text('{"prompt": "one"}\n\n{"turns": ["two", "later"], "id": 7}\n', encoding="utf-8")
     assert read_jsonl(file) == ["one", "two"]
-    assert gather(["zero"], file, 2) == ["zero", "one"]
+    assert gather(["zero"], None, file, 2) == ["zero", "one"]
+
+
+def test_token_ids_are_prompts_too(tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"token_ids": [4, 5]}\n{"prompt": "one"}\n', encoding="utf-8")
+    assert gather(["zero"], ["1,2", "3"], file) == ["zero", [1, 2], [3], [4, 5], "one"]
+    with pytest.raises(ConfigError, match="--tokens: cannot read '1,x'; write integers separated by commas"):
+        gather(None, ["1,x"], None)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +27,10 @@ def test_prompts_are_read_in_both_spellings(tmp_path):
         ("[1]", "line 1: no prompt"),
         ('{"turns": []}', "line 1: no prompt"),
         ('{"prompt": 3}', "line 1: no prompt"),
+        ('{"token_ids": []}', "line 1: no prompt; write .* or {.token_ids.: .1, 2, 3.}"),
+        ('{"token_ids": [1, true]}', "line 1: no prompt"),
+        ('{"token_ids": "1,2"}', "line 1: no prompt"),
+        ('{"token_ids": [1], "prompt": "a"}', "line 1: a text and token_ids; leave one of them out"),
         ("[" * 100_000, "line 1: not JSON"),
         ('{"prompt": "a", "n": ' + "1" * 5000 + "}", "line 1: not JSON"),
         ("\n", "holds no prompt; write one JSON object per line"),
@@ -39,7 +51,7 @@ def test_line_separators_inside_strings_and_a_byte_order_mark_are_no_obstacle(tm
 
 def test_no_prompt_at_all():
     with pytest.raises(PromptError, match="use -p TEXT"):
-        gather([], None)
+        gather([], None, None)
 
 
 def test_a_file_that_cannot_be_read(tmp_path):

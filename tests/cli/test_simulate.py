@@ -267,3 +267,20 @@ def test_a_fault_of_ours_is_exit_code_1(capsys: Capture, monkeypatch: pytest.Mon
     code, out, err = call(capsys, "--json")
     assert (code, out) == (1, "")
     assert "internal error: please report" in err
+
+
+def test_the_context_where_none_is_given(capsys: Capture, tmp_path: Path) -> None:
+    """1024 tokens, or what a small model holds."""
+    small = tmp_path / "config.json"
+    small.write_text(
+        json.dumps({
+            "model_type": "qwen3_moe", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "vocab_size": 99,
+            "moe_intermediate_size": 32, "intermediate_size": 64, "max_position_embeddings": 512,
+        }),
+        encoding="utf-8",
+    )  # fmt: skip
+    code, out, _ = call(capsys, "--model", small, "--model", MODELS[0], "--json")
+    assert code == 0
+    assert {row["context"] for row in json.loads(out)["rows"]} == {512, 1024}
+    assert call(capsys, "--model", small, "--context", 1024)[0] == 2

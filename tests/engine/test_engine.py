@@ -516,8 +516,20 @@ def test_a_prompt_that_cannot_be_run_is_refused_before_anything_runs(prompt, err
 
 @pytest.mark.parametrize("prompt", ["ab", [{"role": "user", "content": "ab"}]])
 def test_text_without_a_tokenizer_is_refused(prompt):
-    with pytest.raises(ConfigError, match="this engine has no tokenizer; give token ids"):
+    with pytest.raises(ConfigError, match=r"a text needs a tokenizer: .* no tokenizer\.json; put .* or give and take"):
         engine_over(MockBackend()).generate([prompt])
+
+
+def test_without_a_tokenizer_neither_streams_nor_stop_strings():
+    backend = MockBackend()
+    engine = engine_over(backend)
+    with pytest.raises(ConfigError, match=r"text cannot be streamed: this model has no tokenizer\.json"):
+        next(engine.stream([1, 2]))
+    with pytest.raises(ConfigError, match=r"stop strings are found in text: this model has no tokenizer\.json"):
+        engine.generate([[1, 2]], Generation(stop=("x",)))
+    assert not backend.passes
+    output = engine.generate([[1, 2]], Generation(max_tokens=3))[0]
+    assert (output.text, len(output.token_ids)) == ("", 3)
 
 
 def test_as_many_settings_as_prompts():

@@ -63,7 +63,16 @@ class ChatTemplate:
                 f"{origin}: the chat template is broken (line {error.lineno}: {error.message}); "
                 "fetch the model again or use raw prompts"
             ) from None
-        except RecursionError:
+        except (
+            SyntaxError,
+            ValueError,
+            OverflowError,
+        ) as error:  # Python's, about jinja2's code
+            problem = error.msg if isinstance(error, SyntaxError) else str(error)
+            raise CheckpointError(
+                f"{origin}: the chat template is broken ({problem}); fetch the model again or use raw prompts"
+            ) from None
+        except (RecursionError, MemoryError):
             raise CheckpointError(f"{origin}: the chat template is nested too deeply; use raw prompts") from None
 
     def render(
@@ -99,6 +108,10 @@ class ChatTemplate:
             raise PromptError(f"the chat template refuses these messages: {error}") from None
         except RecursionError:
             raise PromptError("the chat template refuses these messages: they are nested too deeply") from None
+        except MemoryError:
+            raise CheckpointError(
+                f"{self._origin}: the chat template asks for more memory than there is; use raw prompts"
+            ) from None
 
 
 def read_chat_templates(folder: Path) -> dict[str, ChatTemplate]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import time
@@ -31,12 +32,16 @@ from elmoe.checkpoint.partial_folder import partial_folder, refuse_existing, syn
 from elmoe.checkpoint.safetensors_folder import SafetensorsFolder
 from elmoe.checkpoint.sources import MatrixSource, ModelSources, check_sources, model_sources
 from elmoe.checkpoint.supported import supported_model
+from elmoe.checkpoint.text import check_text_files
 from elmoe.checkpoint.weight_source import WeightSource
 from elmoe.checkpoint.writer import PieceWriter
 from elmoe.errors import CheckpointError, ConfigError, StorageError
+from elmoe.models.program import Program
 from elmoe.models.registry import family_of
 from elmoe.quant.bitnested import UInt8
 
+LOG = logging.getLogger("elmoe")
+"""Warnings go to standard error unless the program that uses elmoe says otherwise."""
 MAX_THREADS = 8
 MANIFEST_ALLOWANCE_BYTES = 1 << 20
 """Room for the manifest in the check of free space; that of 48 layers of 128 experts takes half of it."""
@@ -55,6 +60,21 @@ class ConversionReport:
     """Size of the new folder."""
     seconds: float
     source_sha256: str
+    notes: tuple[str, ...]
+    """What a person should know about the model's text files; logged as warnings too."""
+
+
+@dataclass(frozen=True)
+class CheckedSource:
+    """A source that can be converted, as far as headers and small files tell."""
+
+    weights: WeightSource
+    program: Program
+    sources: ModelSources
+    tensors: int
+    tensor_bytes: int
+    """Of the tensors that will be read."""
+    texts: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -77,15 +97,13 @@ def convert(source: Path, destination: Path, progress: Progress | None = None) -
     """
     started = time.perf_counter()
     _check_paths(source, destination)
-    weights = _open(source)
-    shape, program = supported_model(weights.config)
-    family = family_of(weights.config)
-    sources = model_sources(family, weights.config, shape, program)
-    tensors, tensor_bytes = check_sources(sources, weights, shape, partial(family.ignored, weights.config))
-    texts = weights.small_files()
+    checked = check_source(source)
+    weights, program, sources, texts = checked.weights, checked.program, checked.sources, checked.texts
+    for note in weights.notes:
+        LOG.warning(note)
     layout = layout_of(program)
     with _storage_errors(destination, layout, texts), partial_folder(destination) as made:
-        meter = _Meter(progress, tensor_bytes + sum(file.stat().st_size for file in weights.files))
+        meter = _Meter(progress, checked.tensor_bytes + sum(file.stat().st_size for file in weights.files))
         origin = _source_fields(source, weights.files, meter)
         for name, text in texts.items():
             (made / name).write_bytes(text)
@@ -105,7 +123,22 @@ def convert(source: Path, destination: Path, progress: Progress | None = None) -
         (made / MANIFEST_FILE).write_bytes(to_bytes(values))
         sync(made / MANIFEST_FILE)
     size_bytes = sum(entry.stat().st_size for entry in destination.iterdir())
-    return ConversionReport(tensors, size_bytes, time.perf_counter() - started, origin["sha256"])
+    return ConversionReport(checked.tensors, size_bytes, time.perf_counter() - started, origin["sha256"], weights.notes)
+
+
+def check_source(source: Path) -> CheckedSource:
+    """Open a source and check it; no weights are read.
+
+    Raises CheckpointError or UnsupportedModelError for a source that `convert` would refuse before it writes anything.
+    """
+    weights = _open(source)
+    shape, program = supported_model(weights.config)
+    family = family_of(weights.config)
+    sources = model_sources(family, weights.config, shape, program)
+    tensors, tensor_bytes = check_sources(sources, weights, shape, partial(family.ignored, weights.config))
+    texts = weights.small_files()
+    check_text_files(texts, weights.config, shape.vocab, source)
+    return CheckedSource(weights, program, sources, tensors, tensor_bytes, texts)
 
 
 def _open(source: Path) -> WeightSource:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import inf
+from math import inf, isclose
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,62 @@ from elmoe.errors import CheckpointError, UnsupportedModelError
 from elmoe.models.shape import LARGEST
 
 SIGMOID = 2
-"""``expert_gating_func``: 1 is softmax, 2 is sigmoid."""
+"""``expert_gating_func``: 1 is softmax, 2 is sigmoid, 3 is softmax over the chosen experts alone."""
 BLOCK_NAME = re.compile(r"blk\.(\d{1,6})\.")
-REFUSED = (
-    "attention.max_alibi_bias",
-    "attention.temperature_scale",
-    "attention.indexer.top_k",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-    "router_logit_softcapping",
-    "expert_group_scale",
-    "interleave_moe_layer_step",
-    "moe_every_n_layers",
-    "moe_latent_size",
-    "rope.scaling.attn_factor",
-    "swiglu_clamp_exp",
-)
-"""What would change the computation and no family of elmoe's has."""
+SCALE, WINDOW = "attention.scale", "attention.sliding_window"
+NEUTRAL: dict[str, tuple[float, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.indexer.top_k": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.output_scale": (0, 1),
+    SCALE: (0,),
+    "attention.shared_kv_layers": (0,),
+    WINDOW: (0,),
+    "attention.temperature_scale": (0,),
+    "attn_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "expert_group_count": (0, 1),
+    "expert_group_scale": (0, 1),
+    "expert_group_used_count": (0, 1),
+    "expert_shared_count": (0,),
+    "expert_shared_feed_forward_length": (0,),
+    "expert_weights_norm": (True,),
+    "expert_weights_scale": (0, 1),
+    "final_logit_softcapping": (0,),
+    "full_attention_interval": (0, 1),
+    "interleave_moe_layer_step": (0, 1),
+    "leading_dense_block_count": (0,),
+    "logit_scale": (0, 1),
+    "moe_every_n_layers": (0, 1),
+    "moe_latent_size": (0,),
+    "residual_scale": (0, 1),
+    "rope.scale_linear": (0, 1),
+    "rope.scaling.alpha": (0, 1),
+    "rope.scaling.attn_factor": (0, 1),
+    "router_logit_softcapping": (0,),
+    "swiglu_clamp_exp": (0,),
+    "swiglu_clamp_shexp": (0,),
+    "use_parallel_residual": (False,),
+}
+"""Values of fields that change nothing; any other is refused for an arch that does not read the field (`READ`)."""
+READ = {
+    "deepseek2": (
+        "expert_group_count",
+        "expert_group_used_count",
+        "expert_shared_count",
+        "expert_weights_norm",
+        "expert_weights_scale",
+        "leading_dense_block_count",
+    ),
+    "gpt-oss": (WINDOW, "expert_weights_norm"),  # weights of the chosen experts add up to 1 as they are
+    "granitemoe": (SCALE, "embedding_scale", "logit_scale", "residual_scale"),
+    "llama": (WINDOW,),
+    "olmoe": ("attention.clamp_kqv", "expert_weights_norm"),
+    "qwen2moe": ("expert_shared_count", "expert_shared_feed_forward_length", "expert_weights_norm"),
+    "qwen3moe": ("expert_weights_norm",),
+}
+"""Fields of `NEUTRAL` whose value an arch takes into account, or that it has no need of."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +166,29 @@ def config_of(model: Described) -> Fields:
             f"{model.path}: this {model.arch} model has no experts (no {model.arch}.expert_count); "
             "elmoe runs Mixture-of-Experts models"
         )
-    for key in REFUSED:
-        if model.value(key) not in (None, 0, 1):
-            raise model.odd(key)
+    _refuse_what_is_not_read(model)
     fields = _shared_fields(model) | ARCHS[model.arch](model)
     if _has_mxfp4_experts(model):
         fields["quantization_config"] = {"quant_method": "mxfp4"}
     return fields
+
+
+def _refuse_what_is_not_read(model: Described) -> None:
+    """UnsupportedModelError for a field that would change the computation and that the arch does not read."""
+    for key in NEUTRAL.keys() - set(READ[model.arch]):
+        value = model.value(key)
+        values = value if isinstance(value, list) else [value]  # one for all layers, or one per layer
+        if not all(one is None or _changes_nothing(model, key, one) for one in values):
+            raise model.odd(key)
+
+
+def _changes_nothing(model: Described, key: str, value: Any) -> bool:
+    if value in NEUTRAL[key]:
+        return True
+    if key == WINDOW:
+        return isinstance(value, int) and value >= model.integer("context_length")
+    is_default = key == SCALE and isinstance(value, float) and model.arch != "deepseek2"
+    return is_default and isclose(value, model.head_dim**-0.5, rel_tol=1e-5)
 
 
 def _shared_fields(model: Described) -> Fields:
@@ -156,6 +211,8 @@ def _shared_fields(model: Described) -> Fields:
 def _rope(model: Described) -> Fields:
     fields: Fields = {"rope_type": "default", "rope_theta": model.number("rope.freq_base", 10000.0)}
     kind = model.value("rope.scaling.type") or "none"
+    if model.value("rope.scaling.type") is None and model.value("rope.scaling.factor") not in (None, 0, 1):
+        raise model.odd("rope.scaling.factor", "no factor without rope.scaling.type, which means linear scaling")
     if kind == "none":
         return fields
     if kind != "yarn":
@@ -180,9 +237,7 @@ def _grouped_query(model: Described) -> Fields:
     rotated, head_dim = model.integer("rope.dimension_count", model.head_dim), model.head_dim
     if rotated != head_dim or model.integer("attention.value_length", head_dim) != head_dim:
         raise model.odd("rope.dimension_count", f"{head_dim}, all of a head")
-    if model.value("expert_weights_scale") not in (None, 0, 1):
-        raise model.odd("expert_weights_scale", "1")
-    if model.value("expert_gating_func") not in (None, 1):
+    if model.value("expert_gating_func") not in (None, 0, 1):
         raise model.odd("expert_gating_func", "1 (softmax)")
     return {"head_dim": head_dim}
 
@@ -192,6 +247,14 @@ def _expert_hidden(model: Described) -> int:
     if model.value("expert_feed_forward_length"):
         return model.integer("expert_feed_forward_length")
     return model.integer("feed_forward_length")
+
+
+def _norm(model: Described, default: bool) -> bool:
+    """Whether the weights of the chosen experts are made to add up to 1: `default` where the file does not say."""
+    value = model.value("expert_weights_norm")
+    if value not in (None, 0, 1):
+        raise model.odd("expert_weights_norm", "true or false")
+    return default if value is None else bool(value)
 
 
 def _has(model: Described, tensor: str) -> bool:
@@ -204,7 +267,7 @@ def _qwen3_moe(model: Described) -> Fields:
         "num_experts": model.integer("expert_count"),
         "moe_intermediate_size": _expert_hidden(model),
         "intermediate_size": model.integer("feed_forward_length", _expert_hidden(model)),
-        "norm_topk_prob": True,
+        "norm_topk_prob": _norm(model, default=True),
         "attention_bias": _has(model, "attn_q.bias"),
     }
 
@@ -217,7 +280,7 @@ def _qwen2_moe(model: Described) -> Fields:
         "moe_intermediate_size": model.shape("blk.0.ffn_down_exps.weight")[-1],  # likewise
         "intermediate_size": model.integer("feed_forward_length", shared),
         "shared_expert_intermediate_size": shared,
-        "norm_topk_prob": False,
+        "norm_topk_prob": _norm(model, default=False),
         "qkv_bias": _has(model, "attn_q.bias"),
     }
 
@@ -228,17 +291,14 @@ def _olmoe(model: Described) -> Fields:
         "model_type": "olmoe",
         "num_experts": model.integer("expert_count"),
         "intermediate_size": _expert_hidden(model),
-        "norm_topk_prob": False,
+        "norm_topk_prob": _norm(model, default=False),
         "attention_bias": _has(model, "attn_q.bias"),
         "clip_qkv": model.number("attention.clamp_kqv", 1.0) if clip else None,
     }
 
 
 def _mixtral(model: Described) -> Fields:
-    fields = _grouped_query(model)
-    if model.value("expert_shared_feed_forward_length"):
-        raise model.odd("expert_shared_feed_forward_length")
-    return fields | {
+    return _grouped_query(model) | {
         "model_type": "mixtral",
         "num_local_experts": model.integer("expert_count"),
         "intermediate_size": _expert_hidden(model),
@@ -247,8 +307,8 @@ def _mixtral(model: Described) -> Fields:
 
 
 def _granitemoe(model: Described) -> Fields:
-    if model.value("expert_shared_feed_forward_length"):
-        raise model.odd("expert_shared_feed_forward_length")
+    if model.value("rope.scaling.finetuned") is False:  # how Granite says that it has no rotary embedding
+        raise model.odd("rope.scaling.finetuned")
     return _grouped_query(model) | {
         "model_type": "granitemoe",
         "num_local_experts": model.integer("expert_count"),
@@ -266,6 +326,10 @@ def _gpt_oss(model: Described) -> Fields:
     pattern = model.value("attention.sliding_window_pattern")
     if not isinstance(pattern, list):
         pattern = [i % 2 == 0 for i in range(layers)]
+    if model.value("expert_gating_func") not in (None, 0, 3):
+        raise model.odd("expert_gating_func", "3 (softmax over the chosen experts)")
+    if model.value("rope.freq_base_swa") not in (None, model.value("rope.freq_base")):
+        raise model.odd("rope.freq_base_swa", "the same as rope.freq_base")
     rope = _rope(model)
     if rope["rope_type"] == "yarn":
         rope["truncate"] = False  # llama.cpp has no field for it, and truncates
@@ -303,14 +367,16 @@ def _deepseek2(model: Described) -> Fields:
         "n_group": groups,
         "topk_group": model.integer("expert_group_used_count", 1),
         "routed_scaling_factor": model.number("expert_weights_scale", 1.0),
-        "norm_topk_prob": bool(model.value("expert_weights_norm")),
+        "norm_topk_prob": _norm(model, default=False),
         "rope_parameters": _rope(model) | _mscale(model),
     }
     if not any(name.endswith(".exp_probs_b.bias") for name in model.tensors):
-        if model.value("expert_gating_func") == SIGMOID:
-            raise model.odd("expert_gating_func", "sigmoid scores with a correction bias")
+        if model.value("expert_gating_func") not in (None, 0, 1):
+            raise model.odd("expert_gating_func", "softmax, and sigmoid with a correction bias")
         grouped = "group_limited_greedy" if groups > 1 else "greedy"
         return fields | {"model_type": "deepseek_v2", "topk_method": grouped, "scoring_func": "softmax"}
+    if model.value("expert_gating_func") not in (None, 0, SIGMOID):
+        raise model.odd("expert_gating_func", "sigmoid where there is a correction bias")
     return fields | {
         "model_type": "glm4_moe_lite",
         "scoring_func": "sigmoid",

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,16 @@ import ml_dtypes
 import numpy as np
 
 from elmoe.checkpoint.gguf_config import Described, block_of, config_of
-from elmoe.checkpoint.gguf_header import BLOCKS, FETCH, Header, TensorInfo, read_header
+from elmoe.checkpoint.gguf_header import BLOCKS, FETCH, Header, TensorInfo, read_header, starts_as_gguf
 from elmoe.checkpoint.gguf_names import GgufNames
-from elmoe.checkpoint.gguf_tokenizer import tokenizer_files
+from elmoe.checkpoint.gguf_tokenizer import TokenizerFiles, tokenizer_files
 from elmoe.checkpoint.weight_source import FloatRows, Int8Rows, Mxfp4Rows, Rows, floats, select, share_bytes
 from elmoe.errors import CheckpointError, StorageError, UnsupportedModelError
 from elmoe.models.source_tensors import Part
 from elmoe.quant.bitnested import GROUP, UInt8
 
 SUFFIX = ".gguf"
-SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -113,16 +114,23 @@ class GgufFile:
 
     def small_files(self) -> dict[str, bytes]:
         """``config.json`` and what the metadata say of tokenizer, chat template and stop tokens."""
-        vocab = int(self.config["vocab_size"])
-        return {"config.json": _json(self.config), **tokenizer_files(self.path, self._model.metadata, vocab)}
+        return {"config.json": _json(self.config), **self._text.files}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about the tokenizer, one line each."""
+        return self._text.notes
+
+    @cached_property
+    def _text(self) -> TokenizerFiles:
+        return tokenizer_files(self.path, self._model.metadata, int(self.config["vocab_size"]))
 
     def _unread(self, name: str, info: TensorInfo) -> UnsupportedModelError:
         supported = ", ".join(kind for kind, _, _ in BLOCKS.values())
-        target = self.path.name.removesuffix(SUFFIX)
         return UnsupportedModelError(
             f"{self.path}: {name} is of type {_kind_name(info.kind)}; elmoe reads {supported}. Best made from the "
             "original: `convert_hf_to_gguf.py FOLDER --outtype q8_0`; from this file, at its quality: "
-            f"`llama-quantize --allow-requantize {self.path.name} {target}-q8_0.gguf q8_0`"
+            f"`llama-quantize --allow-requantize {self.path.name} {name_of(self.path)}-q8_0.gguf q8_0`"
         )
 
 
@@ -137,17 +145,24 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
 def gguf_model(path: Path) -> Path | None:
     """The GGUF file that `path` means: itself, or the only model in a folder without ``config.json``; else None.
 
-    Of a model in several files it is the first. Raises CheckpointError for a folder with several models in it.
+    A file is one by its first bytes, whatever its name, or by its name. Of a model in several files it is the first.
+    Raises CheckpointError for a folder with several models in it, StorageError for a file that cannot be read.
     """
-    if path.suffix == SUFFIX and not path.is_dir():
-        return split_files(path)[0]
-    if not path.is_dir() or (path / "config.json").exists():
+    if not path.is_dir():
+        named = path.suffix.lower() == SUFFIX
+        return split_files(path)[0] if named or (path.is_file() and starts_as_gguf(path)) else None
+    if (path / "config.json").exists():
         return None
-    found = {split_files(file)[0] for file in path.glob(f"*{SUFFIX}")}
+    found = {split_files(file)[0] for file in path.iterdir() if file.suffix.lower() == SUFFIX}
     if len(found) > 1:
         names = ", ".join(sorted(file.name for file in found))
         raise CheckpointError(f"{path} holds several models ({names}); give one of these files")
     return found.pop() if found else None
+
+
+def name_of(path: Path) -> str:
+    """What a GGUF file is called, without the ending."""
+    return path.stem if path.suffix.lower() == SUFFIX else path.name
 
 
 def split_files(path: Path) -> tuple[Path, ...]:
@@ -155,8 +170,8 @@ def split_files(path: Path) -> tuple[Path, ...]:
     found = SPLIT_NAME.fullmatch(path.name)
     if not found:
         return (path,)
-    name, count = found[1], int(found[3])
-    return tuple(path.with_name(f"{name}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1))
+    name, count, ending = found[1], int(found[3]), found[4]
+    return tuple(path.with_name(f"{name}-{number:05}-of-{count:05}{ending}") for number in range(1, count + 1))
 
 
 def _read_headers(path: Path) -> list[Header]:

@@ -69,6 +69,15 @@ class Header:
     tensors: Mapping[str, TensorInfo]
 
 
+def starts_as_gguf(path: Path) -> bool:
+    """Whether an existing file has GGUF's first bytes; StorageError when the operating system will not read it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
 def read_header(path: Path) -> Header:
     """The header of a GGUF file, of which the weights may be missing.
 

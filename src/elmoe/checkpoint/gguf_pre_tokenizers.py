@@ -48,6 +48,12 @@ DEEPSEEK_V3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
+LLAMA_CPP_DEFAULT = (
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+)
 
 
 @dataclass(frozen=True)
@@ -87,12 +93,16 @@ _LLAMA3 = PreTokenizer((LLAMA3,), whole_words=True, begins=True)
 _QWEN2 = PreTokenizer((QWEN2,), composed=True)
 _STARCODER = PreTokenizer((GPT2,), digits=True)
 
+DEFAULT = "default"
+"""What llama.cpp takes where a file gives no name: hardly what the original tokenizer did."""
+
 PRE_TOKENIZERS = {
     "chatglm-bpe": PreTokenizer((LLAMA3,)),
     "deepseek-coder": PreTokenizer(DEEPSEEK_CODER, digits=True, digits_last=True),
     "deepseek-llm": PreTokenizer(DEEPSEEK_LLM, digits=True, digits_last=True),
     "deepseek-r1-qwen": _QWEN2,
     "deepseek-v3": PreTokenizer(DEEPSEEK_V3),
+    DEFAULT: PreTokenizer(LLAMA_CPP_DEFAULT),
     "glm4": PreTokenizer((LLAMA3,), whole_words=True),
     "gpt-2": PreTokenizer((GPT2,)),
     "gpt-4o": PreTokenizer((O200K,), whole_words=True),

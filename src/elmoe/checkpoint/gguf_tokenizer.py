@@ -3,7 +3,8 @@
 Two kinds of vocabulary are read: byte-level BPE (``gpt2``), whose way of cutting text into words is known by name
 (`gguf_pre_tokenizers.py`), and SentencePiece BPE (``llama``), which has scores instead of merges. Source: llama.cpp,
 ``src/llama-vocab.cpp``; for merges from scores ``generate_merges`` of transformers' ``tokenization_utils_base.py``
-(Apache-2.0). Knows nothing about weights.
+(Apache-2.0). Where a tokenizer cannot be rebuilt, the model can still be run on token ids: a note says so, and what
+else the metadata hold is kept. Knows nothing about weights.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import tokenizers
 
 from elmoe.checkpoint.chat import named_template_file
 from elmoe.checkpoint.gguf_header import FETCH
-from elmoe.checkpoint.gguf_pre_tokenizers import PRE_TOKENIZERS
-from elmoe.errors import CheckpointError, UnsupportedModelError
+from elmoe.checkpoint.gguf_pre_tokenizers import DEFAULT, PRE_TOKENIZERS
+from elmoe.errors import CheckpointError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """``tokenizer.ggml.token_type``."""
@@ -39,25 +42,42 @@ END_OF_TURN = (
 )
 """Control tokens that end a turn in the families that elmoe runs. GGUF has no field for a list of them, so that
 llama.cpp too goes by their names."""
+PUT_IT_THERE = "put the original model's tokenizer.json into the .elmoe folder"
+NAME_IT = "`gguf-new-metadata --pre-tokenizer NAME {} NEW.gguf` writes the name of the right one"
 
 Json = dict[str, Any]
 
 
-def tokenizer_files(path: Path, metadata: Mapping[str, Any], vocab_size: int) -> dict[str, bytes]:
-    """Contents of ``tokenizer.json``, ``tokenizer_config.json``, ``generation_config.json``, ``chat_template.jinja``.
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What metadata say about text."""
 
-    Without a vocabulary in the file there is no ``tokenizer.json``; without a template none either. Raises
-    UnsupportedModelError for a kind of tokenizer that elmoe does not read, CheckpointError for a broken one and for
-    one with more tokens than the model's `vocab_size`.
+    files: dict[str, bytes]
+    """Contents of ``tokenizer.json``, ``tokenizer_config.json``, ``generation_config.json`` and chat templates."""
+    notes: tuple[str, ...]
+    """What a person should know about them, one line each."""
+
+
+def tokenizer_files(path: Path, metadata: Mapping[str, Any], vocab_size: int) -> TokenizerFiles:
+    """The files that the metadata of the GGUF file `path` make, whose model has `vocab_size` tokens.
+
+    Without a vocabulary in the file there is no ``tokenizer.json``, and none, but a note, for a tokenizer that cannot
+    be rebuilt from what the file says; without a template there is none either. Raises CheckpointError for a damaged
+    tokenizer and for one with more tokens than the model.
     """
-    files = {}
+    files: dict[str, bytes] = {}
+    notes: list[str] = []
     if metadata.get("tokenizer.ggml.model") not in NO_VOCABULARY:
         vocabulary = _Vocabulary(path, metadata)
         if len(vocabulary.tokens) > vocab_size:
             raise CheckpointError(
                 f"{path}: the tokenizer has {len(vocabulary.tokens)} tokens, the embedding {vocab_size} rows; {FETCH}"
             )
-        files["tokenizer.json"] = _compact(vocabulary.tokenizer())
+        try:
+            files["tokenizer.json"] = _compact(vocabulary.tokenizer())
+        except _CannotBeRebuiltError as error:
+            notes.append(f"{path}: no tokenizer.json is made, so that prompts have to be token ids: {error}")
+        notes += vocabulary.notes
         files["tokenizer_config.json"] = _pretty(vocabulary.special_tokens())
         files["generation_config.json"] = _pretty(vocabulary.generation())
     template = metadata.get("tokenizer.chat_template")
@@ -67,7 +87,11 @@ def tokenizer_files(path: Path, metadata: Mapping[str, Any], vocab_size: int) ->
         name = field.removeprefix("tokenizer.chat_template.")
         if name != field and isinstance(text, str) and re.fullmatch(r"\w+", name):
             files[named_template_file(name)] = text.encode()
-    return files
+    return TokenizerFiles(files, tuple(notes))
+
+
+class _CannotBeRebuiltError(Exception):
+    """The file does not say enough about its tokenizer, or says what elmoe does not know; the text says why."""
 
 
 class _Vocabulary:
@@ -75,12 +99,11 @@ class _Vocabulary:
 
     def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
         self._path, self._metadata = path, metadata
+        self.notes: list[str] = []
+        for name in ("model", "pre"):
+            if not isinstance(self._get(name), (str, NoneType)):
+                raise self._broken(f"tokenizer.ggml.{name} is no string")
         self.kind: str = metadata["tokenizer.ggml.model"]
-        if self.kind not in ("gpt2", "llama"):
-            raise UnsupportedModelError(
-                f"{path}: tokenizer.ggml.model = {self.kind!r} is not supported; elmoe reads gpt2 (byte-level BPE) "
-                "and llama (SentencePiece BPE)"
-            )
         self.tokens = self._list("tokens", str)
         types = self._get("token_type")
         self.types = [NORMAL] * len(self.tokens) if types is None else self._list("token_type", int)
@@ -92,7 +115,15 @@ class _Vocabulary:
                 self.ids.setdefault(token, number)
 
     def tokenizer(self) -> Json:
-        """``tokenizer.json``; CheckpointError when the `tokenizers` package does not accept it."""
+        """``tokenizer.json``.
+
+        Raises _CannotBeRebuiltError, and CheckpointError when the `tokenizers` package does not accept it.
+        """
+        if self.kind not in ("gpt2", "llama"):
+            raise _CannotBeRebuiltError(
+                f"tokenizer.ggml.model = {self.kind!r:.40} is not supported, elmoe reads gpt2 (byte-level BPE) and "
+                f"llama (SentencePiece BPE); {PUT_IT_THERE}"
+            )
         values = self._byte_level() if self.kind == "gpt2" else self._sentence_piece()
         whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": self._added(), **values}
         try:
@@ -116,14 +147,20 @@ class _Vocabulary:
 
     def _byte_level(self) -> Json:
         name = self._get("pre")
+        if not name:
+            name = DEFAULT
+            self.notes.append(
+                f"{self._path} does not say how its tokenizer cuts text into words (tokenizer.ggml.pre): what "
+                f"llama.cpp does then is taken, hardly what the original did; {NAME_IT.format(self._path.name)}"
+            )
         if name not in PRE_TOKENIZERS:
-            raise UnsupportedModelError(
-                f"{self._path}: tokenizer.ggml.pre = {name!r}, by which llama.cpp knows how the tokenizer cuts text "
-                f"into words, is not known to elmoe; it knows {', '.join(PRE_TOKENIZERS)}. If one of these is right, "
-                f"`gguf-new-metadata --pre-tokenizer NAME {self._path.name} NEW.gguf` writes it"
+            raise _CannotBeRebuiltError(
+                f"tokenizer.ggml.pre = {name!r:.40}, by which llama.cpp knows how the tokenizer cuts text into words, "
+                f"is not known to elmoe, which knows {', '.join(PRE_TOKENIZERS)}; {PUT_IT_THERE}, or, if one of these "
+                f"is right, {NAME_IT.format(self._path.name)}"
             )
         cut = PRE_TOKENIZERS[name]
-        merges = [_pair(merge) for merge in self._list("merges", str)]
+        merges = [_pair(merge) for merge in self._list("merges", str)] if self._get("merges") else []
         return {
             "normalizer": cut.normalizer(),
             "pre_tokenizer": cut.pre_tokenizer(),
@@ -169,14 +206,14 @@ class _Vocabulary:
 
     def _merges_from_scores(self) -> list[tuple[str, str]]:
         """Every way to put a token together from two, best score first."""
-        scores = self._list("scores", float)
+        normal = {token: number for token, number in self.ids.items() if self.types[number] == NORMAL}
+        scores = self._list("scores", float) if self._get("scores") else [0.0] * len(self.tokens)
         if len(scores) != len(self.tokens):
             raise self._broken(f"{len(self.tokens)} tokens have {len(scores)} scores")
-        normal = {token: number for token, number in self.ids.items() if self.types[number] == NORMAL}
         if len(normal) > 1 and len({scores[number] for number in normal.values()}) == 1:
-            raise UnsupportedModelError(
-                f"{self._path}: all tokens have the score {scores[min(normal.values())]}, which does not say what "
-                "pieces join first; convert the model again from a folder that has its tokenizer.model"
+            raise _CannotBeRebuiltError(
+                "its tokens have no scores, or all the same, which does not say what pieces join first; "
+                f"{PUT_IT_THERE}, or convert the model again from a folder that has its tokenizer.model"
             )
         ranked: list[tuple[float, int, int, str, str]] = []
         for token, number in normal.items():
@@ -235,9 +272,8 @@ class _Vocabulary:
         """Id of the special token `name`, None where there is none."""
         value = self._get(f"{name}_token_id")
         if value is None:
-            value = DEFAULT_IDS.get(self.kind, {}).get(name)
-        if value is None:
-            return None
+            value = DEFAULT_IDS.get(self.kind, {}).get(name, len(self.tokens))
+            return value if value < len(self.tokens) else None
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(self.tokens):
             raise self._broken(f"tokenizer.ggml.{name}_token_id = {value!r} is no token")
         return value

@@ -78,6 +78,8 @@ class ReasoningStream:
             elif form is ReasoningFormat.THINK:
                 marks = TAGS
         self._marks = {number: mark for mark in marks if (number := tokenizer.token_id(mark)) is not None}
+        self._textless = {number for number in self._marks if not tokenizer.decode([number])}
+        """Marks that are special tokens: decoding leaves them out."""
         self._detokenizer = Detokenizer(tokenizer)
 
     def feed(self, ids: Iterable[int]) -> Parts:
@@ -95,7 +97,10 @@ class ReasoningStream:
             if self._state.delimits(mark):  # still, though that was half a character
                 self._state.mark(mark)
                 return
-        yield self._intake.text(self._detokenizer.feed([number]))
+        if mark is not None and number in self._textless:  # quoted
+            yield self._intake.text(self._detokenizer.insert(mark))
+        else:
+            yield self._intake.text(self._detokenizer.feed([number]))
 
 
 def split_reasoning(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int]) -> Parts:

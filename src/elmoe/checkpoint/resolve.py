@@ -14,14 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from elmoe.checkpoint.convert import Progress, convert
-from elmoe.checkpoint.gguf_file import SUFFIX, gguf_model, read_gguf_config, split_files
+from elmoe.checkpoint.chat import NAMED_TEMPLATES
+from elmoe.checkpoint.convert import Progress, check_source, convert
+from elmoe.checkpoint.gguf_file import gguf_model, name_of, read_gguf_config, split_files
 from elmoe.checkpoint.json_file import read_json_object
 from elmoe.checkpoint.manifest import MANIFEST_FILE, VERSION
-from elmoe.errors import BusyError, CheckpointError, ConfigError, StorageError
+from elmoe.errors import BusyError, CheckpointError, ConfigError, ElmoeError, StorageError
 
 BUILT_IN = ("tiny",)
 CONFIG_FILE = "config.json"
+READ_FILES = ("*.json", "*.jinja", "*.safetensors", f"{NAMED_TEMPLATES}/*.jinja")
 WHAT_A_MODEL_IS = (
     "MODEL is an .elmoe folder, a Hugging Face folder (config.json and safetensors), a .gguf file, "
     f"or a built-in name: {', '.join(BUILT_IN)}"
@@ -44,11 +46,11 @@ def resolve(model: str, progress: Progress | None = None) -> Path:
     source = gguf_model(path)
     if source is None:
         if not path.is_dir() or not (path / CONFIG_FILE).exists():
-            raise CheckpointError(f"{model!r} holds no model; {WHAT_A_MODEL_IS}")
-        source, files = path, [entry for entry in path.iterdir() if entry.is_file()]
+            raise _no_model(model, path)
+        source, files = path, _files_of(path)
     else:
         files = [file for file in split_files(source) if file.is_file()]
-    cached = cache_folder() / f"{source.resolve().name.removesuffix(SUFFIX)}-{_fingerprint(source, files)}.elmoe"
+    cached = cache_folder() / f"{name_of(source.resolve())}-{_fingerprint(source, files)}.elmoe"
     if not cached.exists():
         _convert_into_cache(source, cached, progress)
     return cached
@@ -63,7 +65,24 @@ def read_config(model: str) -> dict[str, Any]:
     source = None if (path / MANIFEST_FILE).exists() else gguf_model(path)
     if source is not None:
         return read_gguf_config(source)
+    if not path.is_dir():
+        raise _no_model(model, path)
     return read_json_object(path / CONFIG_FILE, WHAT_A_MODEL_IS)
+
+
+def why_not_convertible(model: str) -> tuple[bool | None, str | None]:
+    """Whether a GGUF file can be converted, and where it cannot be, why; no weights are read.
+
+    (None, None) for any other MODEL: its ``config.json`` may be all that is there.
+    """
+    path = _path_of(model)
+    if (path / MANIFEST_FILE).exists() or gguf_model(path) is None:
+        return None, None
+    try:
+        check_source(path)
+    except ElmoeError as error:
+        return False, " ".join(str(error).split())
+    return True, None
 
 
 def cache_folder() -> Path:
@@ -85,12 +104,25 @@ def _path_of(model: str) -> Path:
     return path
 
 
+def _no_model(model: str, path: Path) -> CheckpointError:
+    of_no_kind = path.is_file() and path.suffix != ".json"
+    what = "is no GGUF file (it does not start with GGUF)" if of_no_kind else "holds no model"
+    return CheckpointError(f"{model!r} {what}; {WHAT_A_MODEL_IS}")
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """Files of a Hugging Face folder that a conversion reads, if it reads any of their kind; not its README."""
+    found = [entry for pattern in READ_FILES for entry in folder.glob(pattern)]
+    return [entry for entry in found if entry.is_file()]
+
+
 def _fingerprint(source: Path, files: list[Path]) -> str:
-    """Changes with the source's path and with the name, size or modification time of any of its files."""
+    """Changes with the source's path and with the name, size or modification time of any of these files of it."""
+    folder = source if source.is_dir() else source.parent
     lines = [str(source.resolve()), f"format {VERSION}"]
     for file in sorted(files):
         status = file.stat()
-        lines.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
+        lines.append(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns}")
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 

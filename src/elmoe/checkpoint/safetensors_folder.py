@@ -136,6 +136,11 @@ class SafetensorsFolder:
         except OSError as error:
             raise StorageError(f"{error.filename} cannot be read: {error.strerror}") from error
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """None: the files are copied as they are."""
+        return ()
+
     def _names(self) -> Iterator[str]:
         """Names of all tensors; a pair's name comes twice."""
         for name in self._stored:

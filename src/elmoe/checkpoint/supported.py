@@ -20,6 +20,11 @@ def supported_model(config: Mapping[str, Any]) -> tuple[ModelShape, Program]:
     Raises UnsupportedModelError for a family elmoe does not run, a dense model, and weights that are quantised
     already (but for MXFP4 experts).
     """
+    if config.get("model_type") in FAMILIES and all(config.get(field) is None for field in EXPERT_FIELDS):
+        raise UnsupportedModelError(
+            f"config.json: the number of experts ({', '.join(EXPERT_FIELDS[:-1])} or {EXPERT_FIELDS[-1]}) is missing; "
+            "fetch the file again"
+        )
     if "text_config" not in config and not any(config.get(field) for field in EXPERT_FIELDS):
         raise UnsupportedModelError(
             f"config.json: model_type = {config.get('model_type')!r} has no experts (no num_experts); "

@@ -13,9 +13,11 @@ from typing import Any
 import tokenizers
 
 from elmoe.checkpoint.chat import DEFAULT, FETCH, ChatTemplate, read_chat_templates
-from elmoe.errors import CheckpointError, PromptError
+from elmoe.checkpoint.json_file import json_object
+from elmoe.errors import CheckpointError, PromptError, StorageError
 
 TOKENIZER_FILE = "tokenizer.json"
+GENERATION_FILE = "generation_config.json"
 TOOL_USE = "tool_use"
 """Name of the template that is taken when tools are given."""
 REPLACEMENT = "\ufffd"
@@ -25,33 +27,46 @@ REPLACEMENT = "\ufffd"
 class Tokenizer:
     """A model's own tokenizer. Make one with `Tokenizer.open`."""
 
-    def __init__(self, core: tokenizers.Tokenizer, templates: Mapping[str, ChatTemplate], origin: Path) -> None:
-        self._core, self._templates, self._origin = core, dict(templates), origin
+    def __init__(
+        self,
+        core: tokenizers.Tokenizer,
+        templates: Mapping[str, ChatTemplate],
+        origin: Path,
+        broken: CheckpointError | None = None,
+    ) -> None:
+        """broken: what is wrong with the chat templates; raised when one of them is asked for."""
+        self._core, self._templates, self._origin, self._broken = core, dict(templates), origin, broken
 
     @classmethod
     def open(cls, folder: Path) -> Tokenizer:
         """The tokenizer of an `.elmoe` or Hugging Face folder.
 
-        Raises CheckpointError when ``tokenizer.json`` is missing or broken, or the chat template is broken.
+        Raises CheckpointError when ``tokenizer.json`` is missing or broken, StorageError when the operating system will
+        not read it. A broken chat template is an error only
+        where a chat is rendered.
         """
         path = folder / TOKENIZER_FILE
         if not path.is_file():
             raise CheckpointError(
                 f"{path} is missing; text needs it: put the model's {TOKENIZER_FILE} into the source folder "
-                "and convert again, or give token ids"
+                "and convert again (or, for a GGUF file, put it there), or give token ids"
             )
         try:
-            core = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise CheckpointError(f"{path} is not a tokenizer ({error}); {FETCH}") from None
+            content = path.read_bytes()
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+        core = _core(content, str(path))
         core.no_truncation()  # a prompt that is too long is an error of the engine's, never cut in silence
         core.no_padding()
-        return cls(core, read_chat_templates(folder), folder)
+        try:
+            return cls(core, read_chat_templates(folder), folder)
+        except CheckpointError as broken:
+            return cls(core, {}, folder, broken)
 
     @cached_property
     def vocab_size(self) -> int:
         """One more than the largest token id, added tokens included; the model's vocabulary may be padded beyond it."""
-        return max(self._core.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        return _vocab_size(self._core)
 
     def token_id(self, text: str) -> int | None:
         """Id of the token that is spelled so, None where there is none."""
@@ -75,17 +90,22 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether `render_chat` works."""
-        return DEFAULT in self._templates
+        """Whether the model has a template for `render_chat`, though it may be broken."""
+        return DEFAULT in self._templates or self._broken is not None
 
     @property
     def template_variables(self) -> frozenset[str]:
-        """Names of the variables that a chat template of the model looks at; empty when it has none."""
+        """Names of the variables that a chat template of the model looks at; empty when it has none.
+
+        Raises CheckpointError for a broken one.
+        """
+        if self._broken is not None:
+            raise self._broken
         return frozenset().union(*(template.variables for template in self._templates.values()))
 
     def template_mentions(self, text: str) -> bool:
         """Whether the model's chat template has `text` in it."""
-        return self.has_chat_template and text in self._templates[DEFAULT].text
+        return DEFAULT in self._templates and text in self._templates[DEFAULT].text
 
     def render_chat(
         self,
@@ -96,8 +116,10 @@ class Tokenizer:
         """The text of a conversation by the model's chat template; with ``tools`` by its one for tools if it has one.
 
         variables: what else the template looks at; see `ChatTemplate.render`. Raises CheckpointError when the model
-        has no template, PromptError when it refuses the messages.
+        has no template or a broken one, PromptError when it refuses the messages.
         """
+        if self._broken is not None:
+            raise self._broken
         given = variables or {}
         name = TOOL_USE if given.get("tools") is not None and TOOL_USE in self._templates else DEFAULT
         if name not in self._templates:
@@ -134,6 +156,13 @@ class Detokenizer:
         self._context, self._pending = self._pending, []
         return delta
 
+    def insert(self, text: str) -> str:
+        """What was held back, then a text that no id stands for; what follows is not the start of a text."""
+        delta = self._delta()
+        if self._pending:
+            self._context, self._pending = [] if delta.endswith(REPLACEMENT) else self._pending, []
+        return delta + text
+
     def finish(self) -> str:
         """What was held back, broken characters as U+FFFD; the detokenizer is then empty."""
         delta = self._delta()
@@ -148,9 +177,10 @@ class Detokenizer:
 def stop_ids(generation_config: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, ...]:
     """End-of-text ids: ``eos_token_id`` of generation_config.json, else of config.json; ascending, maybe none.
 
-    Raises CheckpointError for one that is no token id, or beyond the vocabulary of config.json.
+    Ids beyond the vocabulary of config.json are left out, for the model never writes them. Raises CheckpointError for
+    one that is no token id.
     """
-    for name, values in (("generation_config.json", generation_config), ("config.json", config)):
+    for name, values in ((GENERATION_FILE, generation_config), ("config.json", config)):
         found = values.get("eos_token_id")
         if found is None:
             continue
@@ -158,10 +188,47 @@ def stop_ids(generation_config: Mapping[str, Any], config: Mapping[str, Any]) ->
         if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in ids):
             raise CheckpointError(f"{name}: eos_token_id must be a token id or a list of them, not {found!r}")
         vocab = config.get("vocab_size")
-        if ids and isinstance(vocab, int) and max(ids) >= vocab:
-            raise CheckpointError(
-                f"{name}: eos_token_id {max(ids)} is not in the vocabulary of {vocab} tokens; the file belongs to "
-                f"another model: {FETCH}"
-            )
-        return tuple(sorted(set(ids)))
+        return tuple(sorted(item for item in set(ids) if not isinstance(vocab, int) or item < vocab))
     return ()
+
+
+def check_vocabulary(tokens: int, vocab: int, origin: str) -> None:
+    """CheckpointError where a tokenizer has `tokens` token ids and its model, which `origin` names, fewer: `vocab`."""
+    if tokens > vocab:
+        raise CheckpointError(
+            f"{origin}: the tokenizer has {tokens} tokens, the model {vocab}; {TOKENIZER_FILE} belongs to another model"
+        )
+
+
+def check_text_files(files: Mapping[str, bytes], config: Mapping[str, Any], vocab: int, source: Path) -> None:
+    """Raise CheckpointError for what would keep a model from being opened: its tokenizer and its stop tokens.
+
+    files: content of small files by name; those that are not there are not checked, nor are chat templates, without
+    which a model still completes texts. `source`, a folder or one file, is what messages name.
+    """
+
+    def origin(name: str) -> str:
+        return str(source / name if source.is_dir() else source)
+
+    if TOKENIZER_FILE in files:
+        where = origin(TOKENIZER_FILE)
+        check_vocabulary(_vocab_size(_core(files[TOKENIZER_FILE], where)), vocab, where)
+    generation: dict[str, Any] = {}
+    if GENERATION_FILE in files:
+        generation = json_object(files[GENERATION_FILE], origin(GENERATION_FILE), FETCH)
+    try:
+        stop_ids(generation, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+
+
+def _core(content: bytes, origin: str) -> tokenizers.Tokenizer:
+    """The tokenizer in the content of a ``tokenizer.json``."""
+    try:  # not from_file: the library takes no path that is not UTF-8
+        return tokenizers.Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{origin} is not a tokenizer ({error}); {FETCH}") from None
+
+
+def _vocab_size(core: tokenizers.Tokenizer) -> int:
+    return max(core.get_vocab(with_added_tokens=True).values(), default=-1) + 1

@@ -89,6 +89,10 @@ class WeightSource(Protocol):
     def small_files(self) -> dict[str, bytes]:
         """Content of ``config.json`` and, where there are any, of the other `COPIED_FILES` of `manifest.py`."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of those files, one line each."""
+
 
 def select(part: Part, first: int, last: int, read: Callable[[RowIndex], Rows]) -> Rows:
     """Rows `first` to `last` (exclusive) of a part, from `read`, which indexes the rows of the part's slab.

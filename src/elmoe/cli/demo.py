@@ -65,7 +65,8 @@ def demo(
     """Answer prompts with the embedded model, plainly and with Elastic-SD; prove them equal; write a report."""
     greedy = Generation(max_tokens=max_tokens)
     sampled = Generation(max_tokens=max_tokens, sampling=Sampling(temperature=0.8, top_p=0.95, seed=7))
-    texts = read_jsonl(Path(str(files("elmoe") / "data" / "demo_prompts.jsonl")))
+    read = read_jsonl(Path(str(files("elmoe") / "data" / "demo_prompts.jsonl")))
+    texts = [prompt for prompt in read if isinstance(prompt, str)]
     engine = opt.open_engine("tiny", EngineOptions(pool_fraction=0.5, speculation=ELASTIC))
     prompts = as_asked(engine, texts, None)
     plain, elastic = _race(engine, prompts, greedy)

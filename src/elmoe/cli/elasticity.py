@@ -20,15 +20,16 @@ def elasticity(
     model: Model,
     prompts: opt.PromptFile = None,
     prompt: opt.Texts = None,
+    tokens: opt.TokenLists = None,
     limit: Annotated[int, typer.Option(min=1, help="Only the first prompts.")] = 20,
     max_tokens: opt.MaxTokens = 64,
     chat: opt.Chat = None,
     json: Json = False,
 ) -> None:
     """Measure how often drafts agree with their target, over bits, pools and treatments."""
-    texts = gather(prompt or [], prompts, limit)
+    given = gather(prompt, tokens, prompts, limit)
     engine = opt.open_engine(model, EngineOptions(backend="reference", speculation=Speculation(mode=Mode.AR)))
-    asked = as_asked(engine, texts, chat)
+    asked = as_asked(engine, given, chat)
     outputs = engine.generate(asked, Generation(max_tokens=max_tokens))
     encoded = [engine.encode(prompt) for prompt in asked]
     sequences = [(ids + output.token_ids, len(ids)) for ids, output in zip(encoded, outputs, strict=True)]

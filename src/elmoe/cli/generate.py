@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from elmoe.checkpoint.reasoning import Parts, split_reasoning
 from elmoe.checkpoint.resolve import resolve
 from elmoe.cli import options as opt
 from elmoe.cli.console import Json, Model, emit_json, err, human_bytes, parse_integers, progress_bar, say
-from elmoe.cli.prompts import as_asked, gather, parse_variables
+from elmoe.cli.prompts import Given, as_asked, gather, parse_variables
 from elmoe.engine.controller import Mode
 from elmoe.engine.elasticity import Teacher
 from elmoe.engine.engine import Engine
@@ -30,6 +31,7 @@ from elmoe.trace.atomic import atomic_file, storage_errors
 def run(
     model: Model,
     prompt: opt.Texts = None,
+    tokens: opt.TokenLists = None,
     prompts: opt.PromptFile = None,
     max_tokens: opt.MaxTokens = 128,
     temperature: opt.Temperature = 0.0,
@@ -53,14 +55,14 @@ def run(
     json: Json = False,
 ) -> None:
     """Complete prompts, losslessly, plainly or with Elastic-SD."""
-    texts = gather(prompt or [], prompts)
+    given = gather(prompt, tokens, prompts)
     settings = opt.speculation(mode, width, depth, verify, draft_bits, draft_experts)
     chosen = opt.sampling(temperature, top_p, top_k, min_p, seed)
     generation = Generation(max_tokens=max_tokens, sampling=chosen, ignore_eos=ignore_eos)
     engine = opt.open_engine(model, opt.engine_options(settings, pool_fraction, fast_bytes, batch, backend))
-    asked = as_asked(engine, texts, chat, parse_variables(template_var or []))
+    asked = as_asked(engine, given, chat, parse_variables(template_var or []))
     outputs = engine.generate(asked, generation)
-    answers = [_answer(engine, prompt, output) for prompt, output in zip(asked, outputs, strict=True)]
+    answers = [_answer(engine, *each) for each in zip(given, asked, outputs, strict=True)]
     stats = engine.stats.as_dict()
     if json:
         rows = [
@@ -69,12 +71,12 @@ def run(
         ]
         emit_json({"outputs": rows, "stats": stats, "seed": chosen.seed, "settings": engine.settings()})
         return
-    for text, parts in zip(texts, answers, strict=True):
-        if len(texts) > 1:
-            say(f"> {text}")
+    for item, output, parts in zip(given, outputs, answers, strict=True):
+        if len(given) > 1:
+            say(f"> {item if isinstance(item, str) else _listed(item)}")
         if parts.reasoning:
             say(f"{parts.reasoning}\n", err, style="dim")
-        say(parts.answer)
+        say(_listed(output.token_ids) if engine.tokenizer is None else parts.answer)
     say(_summary(stats), err)
 
 
@@ -83,6 +85,7 @@ def trace(
     output: Annotated[Path, typer.Option("-o", "--output", help="The Parquet file to write.", show_default=False)],
     prompts: opt.PromptFile = None,
     prompt: opt.Texts = None,
+    tokens: opt.TokenLists = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
     max_tokens: opt.MaxTokens = 64,
     temperature: opt.Temperature = 0.0,
@@ -105,7 +108,7 @@ def trace(
     """Record routing, acceptance, pool and traffic of every forward pass while completing prompts."""
     from elmoe.trace.parquet import TraceWriter
 
-    texts = gather(prompt or [], prompts, limit)
+    given = gather(prompt, tokens, prompts, limit)
     settings = opt.speculation(mode, width, depth, verify, draft_bits, draft_experts)
     generation = Generation(
         max_tokens=max_tokens, sampling=opt.sampling(temperature, 1.0, 0, 0.0, seed), ignore_eos=ignore_eos
@@ -113,7 +116,7 @@ def trace(
     engine = opt.open_engine(model, opt.engine_options(settings, pool_fraction, fast_bytes, batch, backend))
     with TraceWriter(output, engine.backend.shape, engine.settings(), source=Path(model).name) as writer:
         engine.recorder = writer
-        engine.generate(as_asked(engine, texts, chat, parse_variables(template_var or [])), generation)
+        engine.generate(as_asked(engine, given, chat, parse_variables(template_var or [])), generation)
     stats = engine.stats.as_dict()
     document = {"steps": engine.steps, "tokens": stats["emitted"], "path": str(output), "stats": stats}
     if json:
@@ -164,13 +167,18 @@ def logits(
         say(f"{output}: float32 {list(made.shape)}")
 
 
-def _answer(engine: Engine, prompt: Prompt, output: Output) -> Parts:
-    """What the model thought and what it answers; the text as it is where the prompt was raw."""
-    if isinstance(prompt, str) or engine.tokenizer is None:
+def _answer(engine: Engine, given: Given, asked: Prompt, output: Output) -> Parts:
+    """What the model thought and what it answers; the text as it is where the prompt went to the model as given."""
+    if asked == given or engine.tokenizer is None:
         return Parts(answer=output.text)
     stopped = output.finish_reason == "stop"  # the last token is the stop token, for no stop strings are asked for
     ids = output.token_ids[:-1] if stopped else output.token_ids
-    return split_reasoning(engine.tokenizer, engine.encode(prompt), ids)
+    return split_reasoning(engine.tokenizer, engine.encode(asked), ids)
+
+
+def _listed(ids: Sequence[int]) -> str:
+    """As `--tokens` takes them."""
+    return ",".join(map(str, ids))
 
 
 def _summary(stats: dict[str, Any]) -> str:

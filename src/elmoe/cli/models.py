@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from elmoe.checkpoint.convert import convert as convert_checkpoint
-from elmoe.checkpoint.resolve import read_config
+from elmoe.checkpoint.resolve import read_config, why_not_convertible
 from elmoe.checkpoint.supported import supported_model
 from elmoe.cli.console import Json, Model, emit_json, human_bytes, out, parse_bytes, progress_bar, say, table
 from elmoe.errors import ConfigError
@@ -30,6 +30,7 @@ def convert(
         "seconds": report.seconds,
         "source_sha256": report.source_sha256,
         "path": str(destination),
+        "notes": list(report.notes),
     }
     if json:
         emit_json(document)
@@ -49,6 +50,7 @@ def inspect(
     """Show a model's shape, its bytes by part, and what a fast-memory budget holds; reads no weights."""
     config = read_config(model)
     shape, program = supported_model(config)
+    convertible, reason = why_not_convertible(model)
     sizes = footprint(shape, program)
     context = min(1024, shape.max_context) if context is None else context
     for name, value in (("context", context), ("batch", batch)):
@@ -80,6 +82,8 @@ def inspect(
         "pool_fraction": slots / shape.experts,
         "context": context,
         "batch": batch,
+        "convertible": convertible,
+        "reason": reason,
         "shape": shape.as_dict(),
     }
     if json:
@@ -106,6 +110,8 @@ def inspect(
     if budget is not None:
         verdict = f"holds {slots} of {shape.experts} experts per layer" if budget >= needed else "is too small"
         say(f"a fast tier of {human_bytes(budget)} {verdict}")
+    if reason is not None:
+        say(f"cannot be converted: {reason}")
 
 
 def _attention(shape: ModelShape) -> str:

@@ -16,7 +16,13 @@ from elmoe.engine.engine import Engine, EngineOptions
 from elmoe.engine.sampler import Sampling
 
 Texts = Annotated[list[str] | None, typer.Option("-p", "--prompt", help="A prompt; may be repeated.")]
-PromptFile = Annotated[Path | None, typer.Option("--prompts", help="JSONL file of prompts ({'prompt'} or {'turns'}).")]
+TokenLists = Annotated[
+    list[str] | None,
+    typer.Option("--tokens", metavar="IDS", help="A prompt as token ids, for example 1,2,3; may be repeated."),
+]
+PromptFile = Annotated[
+    Path | None, typer.Option("--prompts", help="JSONL file of prompts ({'prompt'}, {'turns'} or {'token_ids'}).")
+]
 MaxTokens = Annotated[int, typer.Option(help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")]

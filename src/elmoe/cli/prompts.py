@@ -9,21 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from elmoe.checkpoint.chat import OWN_VARIABLES
+from elmoe.cli.console import parse_integers
 from elmoe.engine.engine import Engine
-from elmoe.engine.prompt import Prompt
+from elmoe.engine.prompt import NO_TOKENIZER, Prompt
 from elmoe.errors import ConfigError, PromptError
 
+Given = str | list[int]
+"""A prompt as the command line takes it: a text, or token ids, which go to the model as they are."""
 
-def gather(texts: Sequence[str], file: Path | None, limit: int | None = None) -> list[str]:
-    """Prompts given one by one and those of a file, at least one; the first `limit` of them."""
-    prompts = list(texts) + (read_jsonl(file) if file else [])
+
+def gather(
+    texts: Sequence[str] | None, tokens: Sequence[str] | None, file: Path | None, limit: int | None = None
+) -> list[Given]:
+    """Prompts given one by one (texts, then token ids "1,2,3") and those of a file, at least one; the first `limit`."""
+    prompts: list[Given] = [*(texts or []), *(parse_integers(item, "--tokens") for item in tokens or [])]
+    prompts += read_jsonl(file) if file else []
     if not prompts:
-        raise PromptError("no prompt given; use -p TEXT (repeatable) or --prompts FILE.jsonl")
+        raise PromptError("no prompt given; use -p TEXT or --tokens 1,2,3 (repeatable), or --prompts FILE.jsonl")
     return prompts[:limit]
 
 
-def read_jsonl(file: Path) -> list[str]:
-    """One prompt per line: {"prompt": text} or {"turns": [text, ...]}, of which the first turn is taken.
+def read_jsonl(file: Path) -> list[Given]:
+    """One prompt per line: {"prompt": text}, {"token_ids": [id, ...]} or {"turns": [text, ...]}, the first turn taken.
 
     Raises PromptError naming file and line.
     """
@@ -39,38 +46,54 @@ def read_jsonl(file: Path) -> list[str]:
     return prompts
 
 
-def _prompt_of(line: str, where: str) -> str:
+def _prompt_of(line: str, where: str) -> Given:
     try:
         value: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise PromptError(f"{where}: not JSON: {error}") from error
-    turns = value.get("turns") if isinstance(value, dict) else None
-    text = turns[0] if isinstance(turns, list) and turns else value.get("prompt") if isinstance(value, dict) else None
-    if not isinstance(text, str):
-        raise PromptError(f'{where}: no prompt; write {{"prompt": "text"}} or {{"turns": ["text", ...]}}')
-    return text
+    fields = value if isinstance(value, dict) else {}
+    turns, ids = fields.get("turns"), fields.get("token_ids")
+    text = turns[0] if isinstance(turns, list) and turns else fields.get("prompt")
+    if isinstance(text, str) and ids is not None:
+        raise PromptError(f"{where}: a text and token_ids; leave one of them out")
+    if isinstance(text, str):
+        return text
+    if isinstance(ids, list) and ids and all(type(item) is int for item in ids):
+        return ids
+    raise PromptError(
+        f'{where}: no prompt; write {{"prompt": "text"}}, {{"turns": ["text", ...]}} or {{"token_ids": [1, 2, 3]}}'
+    )
 
 
 def as_asked(
-    engine: Engine, texts: Sequence[str], chat: bool | None, variables: Mapping[str, Any] | None = None
+    engine: Engine, given: Sequence[Given], chat: bool | None, variables: Mapping[str, Any] | None = None
 ) -> list[Prompt]:
     """Raw texts, or token ids of chats with one turn of a user; by default chats where the model has a chat template.
 
-    variables: for the chat template. Raises PromptError for an empty text and for what the template refuses,
-    ConfigError for a chat with a model that has no template, and for variables that are of no use.
+    Token ids stay as they are. variables: for the chat template. Raises PromptError for an empty text and for what the
+    template refuses, CheckpointError for a broken template, ConfigError for a text with a model that has no tokenizer,
+    a chat with one that has no template, and for variables that are of no use.
     """
+    texts = [item for item in given if isinstance(item, str)]
     if any(not text.strip() for text in texts):
         raise PromptError("the prompt is empty; give at least one word")
     tokenizer = engine.tokenizer
+    if texts and tokenizer is None:
+        raise ConfigError(f"a text needs a tokenizer: {NO_TOKENIZER}")
+    if chat and not texts:
+        raise ConfigError("--chat is for texts; token ids go to the model as they are")
     has_template = tokenizer is not None and tokenizer.has_chat_template
     if chat and not has_template:
         raise ConfigError("this model has no chat template; use --raw")
-    if tokenizer is None or chat is False or not has_template:
+    if tokenizer is None or chat is False or not has_template or not texts:
         if variables:
             raise ConfigError("template variables are for chats; leave --template-var or --raw out")
-        return list(texts)
+        return list(given)
     _check_variables(variables or {}, tokenizer.template_variables)
-    return [tokenizer.encode_chat([{"role": "user", "content": text}], variables) for text in texts]
+    return [
+        tokenizer.encode_chat([{"role": "user", "content": item}], variables) if isinstance(item, str) else item
+        for item in given
+    ]
 
 
 def parse_variables(assignments: Sequence[str]) -> dict[str, Any]:

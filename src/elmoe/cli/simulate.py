@@ -31,6 +31,7 @@ from elmoe.sim.write_rows import write_rows
 from elmoe.trace.parquet import Trace, read_trace
 
 SETTINGS = ("model", "system", "scheme", "HB GB", "batch", "context", "workload")
+DEFAULT_CONTEXT = 1024
 COLUMNS = (*SETTINGS, "alpha", "ms/token", "vs xpu", "mJ/token", "waits for")
 
 
@@ -56,7 +57,12 @@ def simulate(
         str | None, typer.Option(help="HB capacity in GB, for example 4 or 4,8. Default: the system's.")
     ] = None,
     batch: Annotated[str, typer.Option(help="Sequences, for example 1,4,16.")] = "1",
-    context: Annotated[str, typer.Option(help="Tokens in the cache per sequence, for example 1024,32768.")] = "1024",
+    context: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens in the cache per sequence, for example 1024,32768. Default: 1024, or the model's context."
+        ),
+    ] = None,
     workload: Annotated[list[str] | None, typer.Option(help="mt-bench, gsm8k, alpaca, humaneval. Repeatable.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Measure locality and acceptance from this trace.")] = None,
     acceptance: Annotated[
@@ -73,9 +79,11 @@ def simulate(
     specs = scheme_specs() if recorded is None else specs_for_trace(recorded, scheme_specs())
     loads = _loads(model, workload, recorded, specs)
     machines = _machines(system, hb_gb)
-    batches, contexts = tuple(parse_integers(batch, "batch")), tuple(parse_integers(context, "context"))
+    batches = tuple(parse_integers(batch, "batch"))
+    asked = () if context is None else tuple(parse_integers(context, "context"))
     queries = []
     for (shape, profile, named), machine in product(loads, machines):
+        contexts = asked or (min(DEFAULT_CONTEXT, shape.max_context),)
         for wanted in _schemes(scheme, machine):
             among_others = scheme == ["all"] or (scheme is None and len(machines) > 1)
             plain = wanted == "none" and (mode is None or among_others)

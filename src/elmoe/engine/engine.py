@@ -19,18 +19,18 @@ from elmoe.backend.protocol import Backend, Bool, DraftQuality, ForwardResult, R
 from elmoe.backend.select import open_backend
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.resolve import resolve
-from elmoe.checkpoint.text import Tokenizer, stop_ids
+from elmoe.checkpoint.text import TOKENIZER_FILE, Tokenizer, check_vocabulary, stop_ids
 from elmoe.engine.controller import Controller, Mode, Speculation
 from elmoe.engine.cost_model import Pass, StepLog
 from elmoe.engine.draft import DraftTree
 from elmoe.engine.expert_pool import ExpertPool
 from elmoe.engine.kv_cache import RowBuilder, SequenceCache, deepest_tree, scratch_cells
-from elmoe.engine.prompt import Prompt, check_tokens, tokens_of
+from elmoe.engine.prompt import NO_TOKENIZER, Prompt, check_tokens, tokens_of
 from elmoe.engine.request import Generation, Output, Request
 from elmoe.engine.sampler import Choices, best_needed
 from elmoe.engine.scheduler import Scheduler
 from elmoe.engine.verify import Verdict, accept
-from elmoe.errors import CapacityError, CheckpointError, ConfigError, PromptError
+from elmoe.errors import CapacityError, ConfigError, PromptError
 from elmoe.trace.schema import PassKind, PassRecord, Recorder, RunStats
 
 
@@ -104,17 +104,14 @@ class Engine:
     ) -> Engine:
         """Open a model: a built-in name, an `.elmoe` folder, a Hugging Face folder or a GGUF file (converted once).
 
-        progress: called with (done, total) bytes while converting. Raises CheckpointError, ConfigError,
-        CapacityError.
+        A model without ``tokenizer.json`` takes and gives token ids only. progress: called with (done, total) bytes
+        while converting. Raises CheckpointError, ConfigError, CapacityError.
         """
         options = options or EngineOptions()
         checkpoint = Checkpoint.open(resolve(str(model), progress))
-        tokenizer = Tokenizer.open(checkpoint.path)
-        if tokenizer.vocab_size > checkpoint.shape.vocab:
-            raise CheckpointError(
-                f"{checkpoint.path.name}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
-                f"{checkpoint.shape.vocab}; tokenizer.json belongs to another model"
-            )
+        tokenizer = Tokenizer.open(checkpoint.path) if (checkpoint.path / TOKENIZER_FILE).is_file() else None
+        if tokenizer is not None:
+            check_vocabulary(tokenizer.vocab_size, checkpoint.shape.vocab, checkpoint.path.name)
         stops = frozenset(stop_ids(checkpoint.generation_config, checkpoint.config))
         return cls(open_backend(options.backend, checkpoint), tokenizer, stops, options)
 
@@ -165,7 +162,12 @@ class Engine:
         return [request.output() for request in requests]
 
     def stream(self, prompt: Prompt, generation: Generation | None = None) -> Iterator[str]:
-        """Complete one prompt, piece by piece; the pieces add up to `Output.text`."""
+        """Complete one prompt, piece by piece; the pieces add up to `Output.text`.
+
+        Raises ConfigError for a model without a tokenizer: its output is token ids, see `generate`.
+        """
+        if self.tokenizer is None:
+            raise ConfigError(f"text cannot be streamed: {NO_TOKENIZER}")
         request = self.submit(self.encode(prompt), generation)
         try:
             while request.finish_reason is None:
@@ -186,9 +188,12 @@ class Engine:
     def submit(self, prompt: Sequence[int], generation: Generation | None = None) -> Request:
         """Queue encoded prompt tokens; `step` works on it.
 
-        Raises PromptError as `encode` does, CapacityError if the request can never fit the budget.
+        Raises PromptError as `encode` does, ConfigError for stop strings without a tokenizer, CapacityError if the
+        request can never fit the budget.
         """
         check_tokens(prompt, self.backend.shape)
+        if self.tokenizer is None and generation is not None and generation.stop:
+            raise ConfigError(f"stop strings are found in text: {NO_TOKENIZER}")
         request = Request(self._requests, prompt, generation or Generation(), self.tokenizer, self._stop_tokens)
         request.limit_tokens(self.backend.shape.max_context - len(prompt))
         cells = len(prompt) + request.remaining + self._scratch(request.remaining)

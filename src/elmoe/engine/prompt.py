@@ -11,6 +11,11 @@ from elmoe.models.shape import ModelShape
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text, token ids, or chat messages with `role` and `content`."""
+NO_TOKENIZER = (
+    "this model has no tokenizer.json; put the model's own into the source folder and convert again "
+    "(or, for a GGUF file, into the .elmoe folder), or give and take token ids (on the command line --tokens 1,2,3)"
+)
+"""Why texts are refused, and the remedy."""
 
 
 def tokens_of(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
@@ -24,7 +29,7 @@ def tokens_of(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
         if len(messages) < len(prompt):
             raise PromptError("a prompt is a text, a list of token ids or a list of chat messages, not a mixture")
     if tokenizer is None:
-        raise ConfigError("this engine has no tokenizer; give token ids")
+        raise ConfigError(f"a text needs a tokenizer: {NO_TOKENIZER}")
     return tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.encode_chat(messages)
 
 

@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -65,6 +66,7 @@ def main() -> None:
     command += ["--against", "llama.cpp", "--peer-python", arguments.peer_python, "--json"]
     command += ["--rounds", str(arguments.rounds), "--steps", str(arguments.steps)]
     found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    found["model"] = Path(found["model"]).name  # no path of this machine
     write_result(NAME, provenance({"rounds": arguments.rounds, "steps": arguments.steps}) | found)
     print(table(found))
 

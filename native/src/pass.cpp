@@ -165,8 +165,7 @@ void Workspace::grow() {
       carried = std::max(carried, (a.heads + 2 * a.kv_heads) * a.key_dim());
       values = std::max(values, a.out.inputs);
     }
-    for (const Matrix &down : f.down)
-      inner = std::max(inner, down.inputs);
+    inner = std::max({inner, f.down.front().inputs, f.down.back().inputs}); // an expert's, the shared experts'
     experts = std::max(experts, static_cast<int>(f.gate_up.size()));
     used = std::max(used, (f.experts ? f.experts_per_tok : 1) + f.shared);
     any_mxfp4 |= f.mxfp4();

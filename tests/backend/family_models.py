@@ -132,8 +132,11 @@ def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...], transpo
 
 def _stored(name: str, values: npt.NDArray[np.float32]) -> Tensors:
     """Experts as a checkpoint holds them in MXFP4, anything else as it is."""
-    if ".experts." not in name or "bias" in name:
-        return {name: values}
+    return {name: values} if ".experts." not in name or "bias" in name else mxfp4_pair(name, values)
+
+
+def mxfp4_pair(name: str, values: npt.NDArray[np.float32]) -> Tensors:
+    """A tensor [..., K] in MXFP4 under the two names that a Hugging Face folder has for it."""
     codes, scales = mxfp4.quantize(values.reshape(-1, values.shape[-1]))
     leading = values.shape[:-1]
     return {

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from backend.family_models import mxfp4_pair
 from elmoe.checkpoint.sources import model_sources
 from elmoe.checkpoint.supported import supported_model
 from elmoe.models.program import Storage
@@ -203,10 +204,7 @@ def write_folder(folder: Path, values: Values, tensors: dict[str, Array]) -> Pat
     """A Hugging Face folder in FP32."""
     saved = dict(tensors)
     for name in _packed(values):
-        weights = saved.pop(name)
-        codes, scales = mxfp4.quantize(weights.reshape(-1, weights.shape[-1]))
-        saved[f"{name}_blocks"] = mxfp4.pack(codes).reshape(*weights.shape[:-1], -1, 16)
-        saved[f"{name}_scales"] = scales.reshape(*weights.shape[:-1], -1)
+        saved |= mxfp4_pair(name, saved.pop(name))
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(values))
     save_file(saved, folder / "model.safetensors")

@@ -13,6 +13,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import elmoe.checkpoint.sources as sources_module
+from backend.family_models import mxfp4_pair
+from checkpoint.gguf_models import LATENT, MXFP4, SIZES
 from elmoe.checkpoint.convert import convert
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.manifest import canonical_sha256
@@ -28,28 +30,6 @@ from elmoe.quant.tiles import unpack, unpack_mxfp4
 Values = dict[str, Any]
 Array = npt.NDArray[Any]
 
-SIZES: Values = {
-    "vocab_size": 70,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": False,
-    "num_experts_per_tok": 2,
-}
-LATENT: Values = {
-    "num_key_value_heads": 4,
-    "intermediate_size": 96,
-    "moe_intermediate_size": 32,
-    "n_routed_experts": 4,
-    "n_shared_experts": 2,
-    "first_k_dense_replace": 1,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 24,  # padded to 32
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
-}
 GPT_OSS: Values = {
     "model_type": "gpt_oss",
     "head_dim": 16,
@@ -57,7 +37,6 @@ GPT_OSS: Values = {
     "intermediate_size": 32,
     "sliding_window": 8,
 }
-MXFP4: Values = {"quantization_config": {"quant_method": "mxfp4"}}
 CONFIGS: dict[str, Values] = {
     "deepseek_v2": {"model_type": "deepseek_v2", "q_lora_rank": None, **LATENT},
     "glm4_moe_lite": {"model_type": "glm4_moe_lite", "q_lora_rank": 32, "attention_bias": True, **LATENT},
@@ -105,8 +84,7 @@ def write(folder: Path, values: Values) -> dict[str, Array]:
             continue
         codes, scales = mxfp4.quantize(weights.reshape(-1, part.shape[-1]))
         dequantised[part.tensor] = mxfp4.dequantize(codes, scales).reshape(part.shape)
-        tensors[f"{part.tensor}_blocks"] = mxfp4.pack(codes).reshape(*part.shape[:-1], -1, 16)
-        tensors[f"{part.tensor}_scales"] = scales.reshape(*part.shape[:-1], -1)
+        tensors |= mxfp4_pair(part.tensor, weights)
     save(folder, values, tensors)
     return {name: tensor.astype(np.float32) for name, tensor in (tensors | dequantised).items()}
 

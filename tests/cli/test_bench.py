@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_main import call, document
+from cli_calls import call, document
 
 QUICK = ["--batch", "1,2", "--steps", 3, "--rounds", 2, "--prefill", 8, "--context", 4, "--depth", 2]
 FAKE = Path(__file__).parents[1] / "bench" / "fake_llama_cpp"

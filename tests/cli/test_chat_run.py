@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cli_calls
 import pytest
 import tokenizers
 
@@ -37,10 +38,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 def call(capsys, model, *more):
     """(exit code, standard output, standard error) of a run of six tokens."""
-    capsys.readouterr()
-    code = cli._exit_code(["run", str(model), "-p", "w1 w2 w3", "--max-tokens", "6", "--ignore-eos", *more])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return cli_calls.call(capsys, "run", model, "-p", "w1 w2 w3", "--max-tokens", 6, "--ignore-eos", *more)
 
 
 def first_output(capsys, model, *more):

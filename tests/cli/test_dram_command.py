@@ -5,9 +5,8 @@ import os
 import threading
 
 import pytest
+from cli_calls import call
 from rich.console import Console
-
-from elmoe.cli import main as cli
 
 ROWS = """device,pattern,mapping,bursts,refresh,queue,pct_peak
 LPDDR5-6400 x16 16Gb,seq,bgint,8000,none,32,99.9
@@ -15,14 +14,6 @@ HB-like tRCD14/tRP14/tRAS33 tCCDL5.0,128,bgint,4000,pb,8,
 LPDDR5-6400 x16 8ch,u4K,page,16000,,,n/a
 """
 FIELDS = {"gb_per_s", "pct_peak", "row_hit", "row_miss", "row_conflict", "avg_read_latency_ns"}
-
-
-def call(capsys, *arguments):
-    """(exit code, standard output, standard error)."""
-    capsys.readouterr()
-    code = cli._exit_code(list(map(str, arguments)))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture(autouse=True)

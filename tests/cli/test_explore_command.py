@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cli_calls
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,10 +20,7 @@ Capture = pytest.CaptureFixture[str]
 
 def call(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
     """(exit code, standard output, standard error)."""
-    capsys.readouterr()
-    code = cli._exit_code(["explore", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return cli_calls.call(capsys, "explore", *arguments)
 
 
 def test_the_example_gives_the_document_of_the_contract(capsys: Capture, tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+from cli_calls import document
 from safetensors.numpy import save_file
 
 from backend.family_models import FAMILY_MODELS, random_tensors
 from elmoe.checkpoint.resolve import resolve
-from elmoe.cli import main as cli
 
 PROMPT = "Tell me a story."
 SHOWN = ("glm4_moe_lite", "gpt_oss_mxfp4", "granitemoe")
@@ -34,14 +34,6 @@ def folders(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("ELMOE_CACHE", str(tmp_path_factory.getbasetemp() / "family-cache"))
-
-
-def document(capsys, *arguments):
-    capsys.readouterr()
-    code = cli._exit_code([*map(str, arguments), "--json"])
-    captured = capsys.readouterr()
-    assert code == 0, captured.err
-    return json.loads(captured.out)
 
 
 @pytest.mark.parametrize("name", SHOWN)

@@ -1,6 +1,5 @@
 """The contract: every verb as a user calls it, its JSON, its exit code and its one line of error."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -8,27 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_calls import call, document
 
-from elmoe.cli import main as cli
 from elmoe.trace.parquet import read_trace
 
 ROOT = Path(__file__).parents[2]
-
-
-def call(capsys, *arguments):
-    """(exit code, standard output, standard error)."""
-    capsys.readouterr()
-    code = cli._exit_code(list(map(str, arguments)))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def document(capsys, *arguments):
-    """The one JSON document of a call that succeeds."""
-    code, out, err = call(capsys, *arguments, "--json")
-    assert code == 0, err
-    assert out.count("\n") == 1, "one document, one line"
-    return json.loads(out)
 
 
 def test_run_gives_text_ids_and_all_counters(capsys):

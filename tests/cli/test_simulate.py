@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cli_calls
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,10 +25,7 @@ FIELDS = {
 
 def call(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
     """(exit code, standard output, standard error)."""
-    capsys.readouterr()
-    code = cli._exit_code(["simulate", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return cli_calls.call(capsys, "simulate", *arguments)
 
 
 def document(capsys: Capture, *arguments: object, says: str = "") -> dict[str, Any]:

@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from cli_calls import call, document
 from safetensors.numpy import save_file
 
 from backend.family_models import FAMILY_MODELS, random_tensors
-from elmoe.cli import main as cli
 from elmoe.trace.parquet import read_trace
 
 
@@ -24,20 +24,6 @@ def model(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("ELMOE_CACHE", str(tmp_path_factory.getbasetemp() / "bare_cache"))
-
-
-def call(capsys, *arguments):
-    """(exit code, standard output, standard error)."""
-    capsys.readouterr()
-    code = cli._exit_code(list(map(str, arguments)))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def document(capsys, *arguments):
-    code, out, err = call(capsys, *arguments, "--json")
-    assert code == 0, err
-    return json.loads(out)
 
 
 def test_modes_write_the_same_tokens(capsys, model, tmp_path):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from backend.family_models import FAMILY_MODELS, make_family_model
+from backend.family_models import FAMILY_MODELS
 from elmoe.backend.protocol import DraftQuality
 from elmoe.backend.select import open_backend
 from elmoe.checkpoint.folder import Checkpoint
@@ -26,12 +24,6 @@ TREES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
-    folder: Path = tmp_path_factory.mktemp("families")
-    return {name: make_family_model(folder / name, config) for name, config in FAMILY_MODELS.items()}
-
-
 def texts_of(engine: Engine) -> list[list[int]]:
     """Greedy continuations of a few prompts in one batch."""
     rng = np.random.default_rng(5)
@@ -45,9 +37,9 @@ def texts_of(engine: Engine) -> list[list[int]]:
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("name", FAMILY_MODELS)
 def test_greedy_speculation_equals_greedy_plain_decoding(
-    models: dict[str, Checkpoint], name: str, backend: str
+    family_checkpoints: dict[str, Checkpoint], name: str, backend: str
 ) -> None:
-    opened = open_backend(backend, models[name])
+    opened = open_backend(backend, family_checkpoints[name])
     plain = texts_of(Engine(opened, options=EngineOptions(speculation=Speculation(Mode.AR), max_batch=1)))
     assert len({tuple(text) for text in plain}) == len(LENGTHS), "the prompts matter"
     for tree, fraction in zip(TREES, (0.5, 0.75, 0.0), strict=True):
@@ -58,13 +50,15 @@ def test_greedy_speculation_equals_greedy_plain_decoding(
 
 
 @pytest.mark.parametrize("name", FAMILY_MODELS)
-def test_drafts_read_the_fast_tier_alone(models: dict[str, Checkpoint], name: str) -> None:
+def test_drafts_read_the_fast_tier_alone(family_checkpoints: dict[str, Checkpoint], name: str) -> None:
     """Shared experts and dense layers are part of every draft; MXFP4 experts are read whole."""
 
     class Records(list):
         record = list.append
 
-    engine = Engine(open_backend("cpu", models[name]), options=EngineOptions(speculation=TREES[0], pool_fraction=0.5))
+    engine = Engine(
+        open_backend("cpu", family_checkpoints[name]), options=EngineOptions(speculation=TREES[0], pool_fraction=0.5)
+    )
     engine.recorder = records = Records()
     texts_of(engine)
     sizes, program = engine.backend.footprint, engine.backend.checkpoint.program

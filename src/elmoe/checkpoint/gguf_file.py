@@ -18,21 +18,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from elmoe.checkpoint.gguf_config import Described, block_of, config_of
 from elmoe.checkpoint.gguf_header import BLOCKS, FETCH, Header, TensorInfo, read_header, starts_as_gguf
 from elmoe.checkpoint.gguf_names import GgufNames
 from elmoe.checkpoint.gguf_tokenizer import TokenizerFiles, tokenizer_files
-from elmoe.checkpoint.weight_source import FloatRows, Int8Rows, Mxfp4Rows, Rows, floats, select, share_bytes
+from elmoe.checkpoint.weight_source import (
+    FLOATS,
+    FloatRows,
+    Int8Rows,
+    Mxfp4Rows,
+    Rows,
+    floats,
+    select,
+    share_bytes,
+)
 from elmoe.errors import CheckpointError, StorageError, UnsupportedModelError
 from elmoe.models.source_tensors import Part
 from elmoe.quant.bitnested import GROUP, UInt8
 
 SUFFIX = ".gguf"
 SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
-FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from elmoe.checkpoint.chat import NAMED_TEMPLATES, named_template_file
 from elmoe.checkpoint.json_file import read_json_object
 from elmoe.checkpoint.manifest import COPIED_FILES
-from elmoe.checkpoint.weight_source import FloatRows, Mxfp4Rows, Rows, select, share_bytes
+from elmoe.checkpoint.weight_source import FLOATS, FloatRows, Mxfp4Rows, Rows, select, share_bytes
 from elmoe.errors import CheckpointError, StorageError, UnsupportedModelError
 from elmoe.models.source_tensors import Part
 from elmoe.quant.bitnested import GROUP, UInt8
@@ -30,8 +29,6 @@ from elmoe.quant.mxfp4 import BLOCK_BYTES, unpack
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-FLOATS = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
-"""The dtypes that are read."""
 BLOCKS, SCALES = "_blocks", "_scales"
 """What the names of the two halves of an MXFP4 tensor end with."""
 FETCH = "fetch the model again"

@@ -42,8 +42,7 @@ class Tokenizer:
         """The tokenizer of an `.elmoe` or Hugging Face folder.
 
         Raises CheckpointError when ``tokenizer.json`` is missing or broken, StorageError when the operating system will
-        not read it. A broken chat template is an error only
-        where a chat is rendered.
+        not read it. A broken chat template is an error only where a chat is rendered.
         """
         path = folder / TOKENIZER_FILE
         if not path.is_file():

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -49,6 +50,9 @@ class Mxfp4Rows:
     scales: UInt8
     """[n, K/32]: E8M0."""
 
+
+FLOATS = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+"""The float types that are read, by the names that safetensors and GGUF share."""
 
 Rows = FloatRows | Int8Rows | Mxfp4Rows
 RowIndex = slice | npt.NDArray[np.intp]

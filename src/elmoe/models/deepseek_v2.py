@@ -56,11 +56,7 @@ def program(values: Mapping[str, Any]) -> Program:
 
 def parts(values: Mapping[str, Any], name: str) -> tuple[Part, ...]:
     """Parts of the stored dense tensor `name`; rotary pairs of the checkpoint are always interleaved."""
-    sizes = shape(values)
-    if ".attention." in name:
-        layer, tail = hf_tensors.split_name(name)
-        return latent_parts(sizes, layer, tail.removeprefix("attention."), interleaved=True)
-    return hf_tensors.usual_parts(sizes, name, shared="mlp.shared_experts")
+    return latent_parts(shape(values), name, interleaved=True)
 
 
 def expert_parts(values: Mapping[str, Any], layer: int, expert: int) -> tuple[Part, Part, Part]:

@@ -56,12 +56,7 @@ def program(values: Mapping[str, Any]) -> Program:
 
 def parts(values: Mapping[str, Any], name: str) -> tuple[Part, ...]:
     """Parts of the stored dense tensor `name`."""
-    sizes = shape(values)
-    if ".attention." in name:
-        layer, tail = hf_tensors.split_name(name)
-        interleaved = Config(values).flag("rope_interleave", True)
-        return latent_parts(sizes, layer, tail.removeprefix("attention."), interleaved=interleaved)
-    return hf_tensors.usual_parts(sizes, name, shared="mlp.shared_experts")
+    return latent_parts(shape(values), name, interleaved=Config(values).flag("rope_interleave", True))
 
 
 def expert_parts(values: Mapping[str, Any], layer: int, expert: int) -> tuple[Part, Part, Part]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elmoe.models.blocks import mxfp4_experts
-from elmoe.models.hf_tensors import whole
+from elmoe.models.hf_tensors import split_name, usual_parts, whole
 from elmoe.models.program import LatentAttention, Linear, RmsNorm, Rope
 from elmoe.models.rotary import latent_score_factor, longest_context
 from elmoe.models.shape import Config, ModelShape
@@ -81,11 +81,18 @@ def latent_attention(sizes: ModelShape, values: Mapping[str, Any], index: int, r
     )
 
 
-def latent_parts(sizes: ModelShape, layer: int, piece: str, *, interleaved: bool) -> tuple[Part, ...]:
-    """Parts of the stored tensor `piece` of a layer's attention.
+def latent_parts(sizes: ModelShape, name: str, *, interleaved: bool) -> tuple[Part, ...]:
+    """Parts of the stored dense tensor `name` of a model with latent attention.
 
     `interleaved`: the checkpoint's rotary pairs are (2i, 2i + 1), and its rows are reordered.
     """
+    if ".attention." not in name:
+        return usual_parts(sizes, name, shared="mlp.shared_experts")
+    layer, tail = split_name(name)
+    return _attention_parts(sizes, layer, tail.removeprefix("attention."), interleaved)
+
+
+def _attention_parts(sizes: ModelShape, layer: int, piece: str, interleaved: bool) -> tuple[Part, ...]:
     module, hidden = f"model.layers.{layer}.self_attn", sizes.hidden
     latent, rotated, compressed = sizes.latent_dim, sizes.rope_dim, sizes.query_latent_dim
     query = sizes.heads * sizes.head_dim

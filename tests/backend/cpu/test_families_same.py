@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from story import Story
 from twins import Checked, Oracle, open_on
 
-from backend.family_models import FAMILY_MODELS, make_family_model
+from backend.family_models import FAMILY_MODELS
 from elmoe.backend.protocol import Backend
 from elmoe.checkpoint.folder import Checkpoint
 
@@ -21,22 +19,16 @@ def oracle() -> Oracle:
     return Oracle()
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
-    folder: Path = tmp_path_factory.mktemp("families")
-    return {name: make_family_model(folder / name, config) for name, config in FAMILY_MODELS.items()}
-
-
 @pytest.mark.parametrize("name", FAMILY_MODELS)
-def test_random_passes(models: dict[str, Checkpoint], oracle: Oracle, isa: str, name: str) -> None:
+def test_random_passes(family_checkpoints: dict[str, Checkpoint], oracle: Oracle, isa: str, name: str) -> None:
     """Prefill, decode, trees, moves, drafts of all widths and pools; over windows, spans and blocks."""
     seed = list(FAMILY_MODELS).index(name)
 
     def tell(backend: Backend) -> None:
         Story(backend, np.random.default_rng(seed), sequences=3).tell(PASSES)
 
-    answers = oracle.answers(name, models[name], tell)
-    checked = Checked(open_on(isa, models[name]), answers)
+    answers = oracle.answers(name, family_checkpoints[name], tell)
+    checked = Checked(open_on(isa, family_checkpoints[name]), answers)
     tell(checked)
     assert checked.passes == len(answers) >= PASSES // 2
     assert max(np.abs(answer.logits).max(initial=0) for answer in answers) > 1, "the comparison is of something"

@@ -2,8 +2,8 @@
 
     python bench/acceptance.py --prompts DIR [--against OLD.elmoe] [--limit 24]
 
-Every .jsonl file of DIR is a workload. Greedy decoding; counts only, no times, so that both models compare on any machine.
-Writes bench/results/acceptance.json and the table of the model card.
+Every .jsonl file of DIR is a workload. Greedy decoding; counts only, no times, so that both models compare on any
+machine. Writes bench/results/acceptance.json and the table of the model card.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ def measure(model: str, workloads: dict[str, list[str]], max_tokens: int) -> lis
                 engine.speculation, engine.stats = speculation, RunStats()
                 engine.generate(asked, Generation(max_tokens=max_tokens))
                 counters = engine.stats.acceptance
-                row = {"model": Path(model).stem, "workload": workload, "batch": batch, "arm": arm, "prompts": len(asked)}
+                row = {
+                    "model": Path(model).stem,
+                    "workload": workload,
+                    "batch": batch,
+                    "arm": arm,
+                    "prompts": len(asked),
+                }
                 row |= {"acceptance_rate": counters.acceptance_rate, "emitted": counters.emitted}
                 row |= {"mean_accepted_length": counters.mean_accepted_length}
                 rows.append(row)

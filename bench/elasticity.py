@@ -1,8 +1,8 @@
 """Agreement of drafts with the embedded model, over bits, pools and treatments.
 
-    python bench/elasticity.py --prompts DIR_OR_FILE [--limit 40] [--markdown]
+    python bench/elasticity.py --prompts DIR_OR_FILE [--limit 40] [--markdown] [--model OLD.elmoe --name elasticity_old]
 
-Writes bench/results/elasticity.json; with --markdown also the tables and the plot of docs/elasticity.md.
+Writes bench/results/NAME.json; with --markdown also the tables and the plot of docs/elasticity.md.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def run(model: str, prompts: Path, limit: int, max_tokens: int) -> dict[str, Any
         }
         for cell in grid
     ]
-    settings = {"model": model, "prompts": len(sequences), "max_tokens": max_tokens, "workloads": prompts.name}
+    name = Path(model).stem
+    settings = {"model": name, "prompts": len(sequences), "max_tokens": max_tokens, "workloads": prompts.name}
     return provenance(settings) | {"grid": rows}
 
 
@@ -127,10 +128,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=40)
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--name", default="elasticity", help="of the result file")
     parser.add_argument("--markdown", action="store_true")
     arguments = parser.parse_args()
     document = run(arguments.model, arguments.prompts, arguments.limit, arguments.max_tokens)
-    print(write_result("elasticity", document).relative_to(RESULTS.parents[1]))
+    print(write_result(arguments.name, document).relative_to(RESULTS.parents[1]))
     print(tables(document))
     if arguments.markdown:
         plot(document, ROOT / "docs" / "img" / "elasticity.svg")

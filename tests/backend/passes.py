@@ -10,6 +10,10 @@ import numpy as np
 from elmoe.backend.protocol import Int32, Rows
 
 FIELDS = ("tokens", "sequences", "positions", "cells", "prefix", "path")
+POOL_OF_TINY = (8, 32)
+"""Layers and experts of the built-in model: the shape of its pools."""
+HALF_OF_TINY = np.tile(np.arange(POOL_OF_TINY[1]) % 2 == 0, (POOL_OF_TINY[0], 1))
+"""A pool of every second expert."""
 
 
 def int32(items: Iterable[int]) -> Int32:

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from backend.passes import chain_of, int32, joined, picked, run_of, same_bits
+from backend.passes import HALF_OF_TINY as HALF
+from backend.passes import POOL_OF_TINY, chain_of, int32, joined, picked, run_of, same_bits
 from elmoe.backend.decoded import TARGET, Activations
 from elmoe.backend.protocol import DraftQuality
 from elmoe.backend.reference import ReferenceBackend
@@ -18,8 +19,6 @@ from elmoe.quant.bitnested import Treatment
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(3, 8192, 44)]
 OTHER = [int(token) for token in np.random.default_rng(1).integers(3, 8192, 60)]
 QUALITIES = [None, *(DraftQuality(bits, treatment) for bits in range(2, 8) for treatment in Treatment)]
-HALF = np.tile(np.arange(32) % 2 == 0, (6, 1))
-"""A pool of every second expert."""
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +177,7 @@ def test_a_draft_row_has_the_same_bits_in_any_tree_and_batch(backend, quality):
 
 def test_an_undegraded_draft_with_all_experts_is_the_target(backend, alone):
     backend.allocate(0, 50)
-    result = backend.forward(run_of(TOKENS), np.ones((6, 32), dtype=np.bool_), DraftQuality(8))
+    result = backend.forward(run_of(TOKENS), np.ones(POOL_OF_TINY, dtype=np.bool_), DraftQuality(8))
     assert same_bits(result.logits, alone[0])
 
 
@@ -205,7 +204,7 @@ def test_the_order_of_the_original_scores_is_kept_inside_the_pool(backend):
     """The first MoE block sees the same input whatever the pool: find its ranking one expert at a time."""
     backend.allocate(0, 8)
     row, quality = run_of([TOKENS[0]]), DraftQuality(8, experts_per_tok=1)
-    pool, ranking = np.ones((6, 32), dtype=np.bool_), []
+    pool, ranking = np.ones(POOL_OF_TINY, dtype=np.bool_), []
     for _ in range(32):
         result = backend.forward(row, pool, quality)
         (best,) = np.flatnonzero(result.read[0])
@@ -217,7 +216,7 @@ def test_the_order_of_the_original_scores_is_kept_inside_the_pool(backend):
     assert result.experts[0, 0].tolist() == ranking[:4], "the original routing is recorded, best first"
     rng = np.random.default_rng(2)
     for count in (1, 2, 3, 4, None, 9):
-        pool = rng.random((6, 32)) < 0.4
+        pool = rng.random(POOL_OF_TINY) < 0.4
         pool[:, ranking[-4:]] = True
         result = backend.forward(row, pool, DraftQuality(8, experts_per_tok=count))
         inside = [expert for expert in ranking if pool[0, expert]][: min(count or 4, 4)]
@@ -291,8 +290,9 @@ def test_fp32_activations_are_plain_products_and_give_nearly_the_same_logits(tin
     x = np.random.default_rng(5).standard_normal((3, 256)).astype(np.float32)
     exact = x.astype(np.float64) @ decoded.codes[0].astype(np.float64)
     np.testing.assert_allclose(plain._product(x, decoded), exact, atol=1e-4)
-    spread = logits.std(axis=1)
-    assert (np.abs(logits - alone[0]).mean(axis=1) < 0.15 * spread).all()
+    error = np.abs(logits - alone[0]).mean(axis=1) / logits.std(axis=1)
+    assert error.mean() < 0.08
+    assert error.max() < 0.3, "the first of these random tokens, alone in its context, is the farthest off"
     assert not same_bits(logits, alone[0])
 
 
@@ -305,10 +305,11 @@ def tiles(rows, inputs):
 
 def test_traffic_of_one_pass_by_hand(backend):
     """Tiles of 16 x 64: 576 bytes of MSBs and scales, 512 bytes of LSBs; FP32 vectors; FP16 keys and values."""
-    dense = tiles(8192, 256) + 6 * (tiles(512, 256) + tiles(256, 256))  # qkv: 4 + 2 + 2 heads of 64
-    vectors = 4 * (6 * (256 + 64 + 64 + 256 + 32 * 256) + 256)
-    expert = tiles(128, 256) + tiles(256, 64)
-    kv = 6 * 2 * 2 * 64 * 2
+    layers, experts = POOL_OF_TINY
+    dense = tiles(8192, 256) + layers * (tiles(512, 256) + tiles(256, 256))  # qkv: 4 + 2 + 2 heads of 64
+    vectors = 4 * (layers * (256 + 64 + 64 + 256 + experts * 256) + 256)
+    expert = tiles(2 * 128, 256) + tiles(256, 128)
+    kv = layers * 2 * 2 * 64 * 2
     backend.allocate(0, 50)
     backend.forward(run_of(TOKENS[:10]))
 
@@ -323,8 +324,8 @@ def test_traffic_of_one_pass_by_hand(backend):
     assert draft.traffic.fast_bytes == dense * 576 + vectors + int(draft.read.sum()) * expert * 576
     assert draft.traffic.slow_bytes == 0
     assert draft.traffic.kv_bytes == 13 * kv
-    used = np.zeros((6, 32), dtype=np.bool_)
-    for layer in range(6):
+    used = np.zeros(POOL_OF_TINY, dtype=np.bool_)
+    for layer in range(POOL_OF_TINY[0]):
         used[layer, target.experts[:, layer].ravel()] = True
     assert (target.read == used).all(), "each distinct expert once, and no other"
 

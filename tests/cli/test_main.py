@@ -42,7 +42,7 @@ def test_modes_write_the_same_tokens(capsys, more):
 def test_run_for_people_prints_text_on_standard_output_and_figures_beside_it(capsys):
     code, out, err = call(capsys, "run", "tiny", "-p", "Hi! How are you today?", "--max-tokens", 20)
     assert code == 0
-    assert out == "I'm doing well, thank you. How about you?\n"
+    assert out == "I'm doing well, thank you! How are you?\n"
     assert "tok/s" in err
 
 
@@ -56,7 +56,7 @@ def test_prompt_files_and_ignore_eos(capsys, tmp_path):
 def test_inspect_reads_no_weights(capsys, tmp_path, tiny):
     found = document(capsys, "inspect", "tiny", "--fast-bytes", "8GiB")
     assert found["fits"] is True
-    assert (found["family"], found["layers"], found["experts"], found["experts_per_token"]) == ("qwen3_moe", 6, 32, 4)
+    assert (found["family"], found["layers"], found["experts"], found["experts_per_token"]) == ("qwen3_moe", 8, 32, 4)
     assert set(found["bytes"]) >= {"dense", "experts_msb", "experts_lsb", "scales", "kv_per_token"}
     shutil.copy(tiny.path / "config.json", tmp_path / "config.json")
     assert document(capsys, "inspect", tmp_path, "--fast-bytes", "1MB")["fits"] is False

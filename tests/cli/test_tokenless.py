@@ -84,6 +84,6 @@ def test_refusals(capsys, model, more, text):
 def test_texts_and_token_ids_beside_each_other(capsys):
     found = document(capsys, "run", "tiny", "-p", "Hi! How are you today?", "--tokens", "5,6,7", "--max-tokens", 20)
     chat, raw = found["outputs"]
-    assert chat["text"] == "I'm doing well, thank you. How about you?"
+    assert chat["text"] == "I'm doing well, thank you! How are you?"
     assert raw["prompt_tokens"] == 3
     assert raw["text"]

@@ -16,6 +16,7 @@ from odd_models import ODD, config_of, make_model, without_head_norms
 from story import Story
 from twins import Checked, Oracle, Tell, open_on
 
+from backend.passes import HALF_OF_TINY as HALF
 from backend.passes import int32, joined, run_of, tree_of
 from elmoe.backend.protocol import Backend, DraftQuality
 from elmoe.checkpoint.folder import Checkpoint
@@ -23,8 +24,6 @@ from elmoe.checkpoint.folder import Checkpoint
 OddModel = Callable[[str], Checkpoint]
 Check = Callable[..., None]
 TOKENS = np.random.default_rng(0).integers(3, 8192, 150).tolist()
-HALF = np.tile(np.arange(32) % 2 == 0, (6, 1))
-"""A pool of every second expert of tiny."""
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,50 @@
+"""Verilog of a block: Amaranth to RTLIL to Verilog-2001, one file per block, the same bytes in every run."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from elmoe import __version__
+from elmoe.rtl.blocks import Block
+from elmoe.rtl.compressor import FULL_ADDER
+from elmoe.rtl.designs import Design
+from elmoe.rtl.yosys import Yosys
+
+FULL_ADDER_VERILOG = f"""\
+module {FULL_ADDER}(input a, input b, input c, output carry_n, output sum_n);
+  assign carry_n = ~((a & b) | (a & c) | (b & c));
+  assign sum_n = ~(a ^ b ^ c);
+endmodule
+"""
+TO_VERILOG = ("read_rtlil design.il", "proc -noopt", "opt_clean", "memory_collect", "setattr -unset init w:*", "setattr -unset src w:* c:*")
+
+
+def emit(block: Block, design: Design, yosys: Yosys) -> str:
+    """Verilog of the structural block, with the full adder as a module of its own."""
+    return verilog(block.build(design, True), block.file_name(design), yosys)
+
+
+def verilog(component: Any, name: str, yosys: Yosys, reset: bool = False) -> str:
+    """Verilog of a component as module `name`: its ports, `clk`, and `rst` (synchronous) where asked for."""
+    from amaranth.back import rtlil
+    from amaranth.hdl import ClockDomain, Module
+
+    top = Module()
+    top.domains.sync = domain = ClockDomain("sync", reset_less=not reset)
+    top.submodules.block = component
+    ports = {"clk": (domain.clk, None)} | ({"rst": (domain.rst, None)} if reset else {})
+    ports |= {port: (getattr(component, port), None) for port in component.signature.members}
+    text = rtlil.convert(top, name=name, ports=ports, emit_src=False)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "design.il").write_text(text, encoding="utf-8")
+        lines = [*TO_VERILOG, f"flatten -noscopeinfo {name}", "opt_clean", "write_verilog -noattr design.v"]
+        yosys.run(lines, place)
+        made = (place / "design.v").read_text(encoding="utf-8")
+    body = re.sub(r"^/\*.*?\*/\s*", "", made, flags=re.DOTALL)
+    header = f"// {name}: made by elmoe {__version__} with `elmoe rtl emit`. Apache-2.0.\n"
+    full_adder = FULL_ADDER_VERILOG if FULL_ADDER in body else ""
+    return f"{header}{full_adder}{body}"

@@ -1,0 +1,277 @@
+"""Stimuli and expected outputs of every block, cycle by cycle, from the golden model.
+
+The multiplier unit gets every input there is. Dot products get every weight code in every lane against extreme and random
+activations, in every precision, with sums over several tiles. The scale stage gets edges of FP16 and FP32 (subnormal
+numbers, ties, cancellation, overflow) beside what layers have. The same seed gives the same vectors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from elmoe.rtl import golden
+from elmoe.rtl.designs import ACTIVATION_BITS, GROUP, NIBBLE_BITS, Design, Precision, Role
+from elmoe.rtl.tile import joined
+
+DOT_CYCLES = 3
+SCALE_CYCLES, TERM_CYCLES, ADD_CYCLES = 3, 4, 4
+"""As in `dot.py` and `scale.py`, which a test compares; this file needs no Amaranth."""
+CODES = 256
+WIDEST = 2**19
+"""Largest magnitude of a group sum."""
+TILES_PER_SUM = 5
+Cycle = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Inputs of every cycle, and outputs as they stand before the clock edge that ends it (None: not compared)."""
+
+    inputs: list[Cycle]
+    expected: list[Cycle | None]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def head(self, cycles: int) -> Vectors:
+        """The first cycles."""
+        return Vectors(self.inputs[:cycles], self.expected[:cycles])
+
+
+def signed(value: int, bits: int) -> int:
+    """Two's complement bits as a signed integer."""
+    return value - (1 << bits) if value >> (bits - 1) & 1 else value
+
+
+def vectors(block: str, design: Design, seed: int = 1) -> Vectors:
+    """Of a block of `blocks.py`."""
+    return _MAKERS[block](design, random.Random(seed))
+
+
+def stored(design: Design, code: int, role: Role) -> int:
+    """What a weight port is given in a pass: a nibble, or the code."""
+    if not design.sliced:
+        return code & ((1 << design.field_bits) - 1)
+    return code & 15 if role is Role.LSB else code >> 4 & 15
+
+
+def control(design: Design, role: Role, draft: bool = True) -> Cycle:
+    """The role's control inputs."""
+    if not design.sliced:
+        return {}
+    return {"msb": int(role is not Role.LSB)} | ({"draft": int(role is Role.DRAFT)} if draft else {})
+
+
+def codes_of(design: Design) -> range:
+    """Every weight code."""
+    return range(-8, 8) if design is Design.NATIVE_4X8 else range(-128, 128)
+
+
+def _unit(design: Design, _: random.Random) -> Vectors:
+    inputs, expected = [], []
+    for role, code, activation in itertools.product(design.roles, codes_of(design), range(-128, 128)):
+        weight = {"activation": activation, "weight": stored(design, code, role)}
+        inputs.append(weight | control(design, role))
+        expected.append({"product": activation * golden.field(design, code, role)})
+    return Vectors(inputs, list(expected))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One cycle of a dot product: activations, weight codes, and what it does to the accumulator."""
+
+    activations: Sequence[int]
+    codes: Sequence[int]
+    role: Role
+    clear: bool
+
+
+def _passes(design: Design, rng: random.Random, precisions: Sequence[Precision]) -> Iterator[_Pass]:
+    """Every code in every lane, against activations of six kinds; sums over up to TILES_PER_SUM tiles."""
+    codes, top = codes_of(design), ACTIVATION_BITS - 1
+    kinds: list[Callable[[], list[int]]] = [
+        lambda: [-(1 << top)] * GROUP,
+        lambda: [(1 << top) - 1] * GROUP,
+        lambda: [(-1) ** i * 127 for i in range(GROUP)],
+        lambda: [rng.choice((-128, -1, 0, 1, 127)) for _ in range(GROUP)],
+        lambda: [rng.randint(-128, 127) for _ in range(GROUP)],
+        lambda: [127 * (i == lane) for i in range(GROUP)],
+    ]
+    for precision, kind in itertools.product(precisions, kinds):
+        for start in range(len(codes)):
+            lane = start % GROUP
+            activations = kind()
+            weights = [codes[(start + i * (len(codes) // GROUP or 1)) % len(codes)] for i in range(GROUP)]
+            for number, role in enumerate(precision.roles(design)):
+                yield _Pass(activations, weights, role, number == 0 and start % TILES_PER_SUM == 0)
+    for code in (codes[0], codes[-1]):  # the largest sums
+        for activation, role in itertools.product((-128, 127), design.roles):
+            yield _Pass([activation] * GROUP, [code] * GROUP, role, True)
+
+
+def _precisions(design: Design) -> list[Precision]:
+    return [p for p in Precision if design.sliced or (p is Precision.W4) == (design is Design.NATIVE_4X8)]
+
+
+def _accumulated(design: Design, passes: Sequence[_Pass]) -> list[int]:
+    """The accumulator after every pass."""
+    found, total = [], 0
+    for item in passes:
+        total = (0 if item.clear else total) + golden.dot(design, item.activations, item.codes, item.role)
+        found.append(total)
+    return found
+
+
+def _dot_inputs(design: Design, item: _Pass) -> Cycle:
+    fields = [golden.field(design, code, item.role) for code in item.codes]
+    return {
+        "activations": joined(item.activations, ACTIVATION_BITS),
+        "fields": joined(fields, design.field_bits),
+        "enable": 1,
+        "clear": int(item.clear),
+    } | control(design, item.role, draft=False)
+
+
+def _dot32(design: Design, rng: random.Random) -> Vectors:
+    passes = list(_passes(design, rng, _precisions(design)))
+    return _pipelined([_dot_inputs(design, item) for item in passes], _accumulated(design, passes))
+
+
+def _pipelined(inputs: list[Cycle], sums: list[int]) -> Vectors:
+    """Accumulators appear DOT_CYCLES later; a pause with `enable` low holds them."""
+    pause = {name: 0 for name in inputs[0]}
+    padding: list[Cycle | None] = [None] * DOT_CYCLES
+    return Vectors(
+        inputs + [pause] * (DOT_CYCLES + 1),
+        padding + [{"accumulator": value} for value in [*sums, sums[-1]]],
+    )
+
+
+def _own_encoders(design: Design, rng: random.Random) -> Vectors:
+    passes = list(_passes(design, rng, _precisions(design)))
+    inputs = []
+    for item in passes:
+        cycle = _dot_inputs(design, item) | control(design, item.role)
+        cycle["nibbles"] = joined([stored(design, code, item.role) for code in item.codes], NIBBLE_BITS)
+        del cycle["fields"]
+        inputs.append(cycle)
+    return _pipelined(inputs, _accumulated(design, passes))
+
+
+def _column(design: Design, rng: random.Random) -> Vectors:
+    """Load both planes, advance, and look at every role; the shadow is loaded anew meanwhile."""
+    inputs: list[Cycle] = []
+    expected: list[Cycle | None] = []
+    codes = list(codes_of(design))
+    native = design is Design.NATIVE_4X8
+    for start in range(len(codes)):
+        weights = [codes[(start + 8 * i) % len(codes)] for i in range(GROUP)]
+        high = joined(weights if native else [code >> 4 for code in weights], NIBBLE_BITS)
+        low = joined([code & 15 for code in weights], NIBBLE_BITS)
+        noise = joined([rng.getrandbits(4) for _ in range(GROUP)], NIBBLE_BITS)
+        idle = control(design, design.roles[0])
+        steps = [(high, 0b10, 0), (low, 0b01, 0), (noise, 0, 1)]
+        inputs += [{"nibbles": n, "load": load, "advance": advance} | idle for n, load, advance in steps]
+        expected += [None] * 3
+        for role in design.roles:
+            inputs.append({"nibbles": noise, "load": 3, "advance": 0} | control(design, role))
+            fields = joined([golden.field(design, code, role) for code in weights], design.field_bits)
+            expected.append({"fields": fields})
+    return Vectors(inputs, expected)
+
+
+def _pair(design: Design, rng: random.Random) -> Vectors:
+    inputs: list[Cycle] = []
+    sums: list[tuple[int, int]] = []
+    for start, kind in itertools.product(range(CODES), range(2)):
+        full = kind == 0
+        codes = [[signed((start + 8 * i + 77 * k) % CODES, 8) for i in range(GROUP)] for k in (0, 1)]
+        activations = [rng.choice((-128, 127, rng.randint(-128, 127))) for _ in range(GROUP)]
+        if full:  # both columns hold the slices of one output
+            planes = [[code >> 4 for code in codes[0]], [code & 15 for code in codes[0]]]
+            sums.append((golden.group_sum(design, activations, codes[0], Precision.W8), 0))
+        else:
+            planes = [[code >> 4 for code in column] for column in codes]
+            pair = [golden.group_sum(design, activations, column, Precision.W4) for column in codes]
+            sums.append((pair[0], pair[1]))
+        nibbles = {f"nibbles{k}": joined(plane, NIBBLE_BITS) for k, plane in enumerate(planes)}
+        common = {"activations": joined(activations, ACTIVATION_BITS), "full": int(full), "enable": 1, "clear": 1}
+        inputs.append(common | nibbles)
+    padding: list[Cycle | None] = [None] * DOT_CYCLES
+    fulls = [cycle["full"] for cycle in inputs]
+    found = [{"accumulator0": a} | ({} if full else {"accumulator1": b}) for (a, b), full in zip(sums, fulls, strict=True)]
+    return Vectors(inputs + [dict.fromkeys(inputs[0], 0)] * DOT_CYCLES, padding + list(found))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One group through the scale stage."""
+
+    weight_scale: int
+    activation_scale: int
+    total: int
+    first: bool
+    addend: int
+
+    @property
+    def result(self) -> int:
+        term = golden.term(self.total, self.weight_scale, self.activation_scale)
+        return golden.add(golden.NEGATIVE_ZERO if self.first else self.addend, term)
+
+
+def normal_half(bits: int) -> int:
+    """What `scale.normal_half` makes of FP16 bits."""
+    exponent, fraction, sign = bits >> 10 & 31, bits & 1023, bits >> 15
+    if exponent:
+        return (fraction | 1024) | (exponent + 10) << 11 | sign << 17
+    up = 11 - fraction.bit_length()
+    return fraction << up | (11 - up) << 11 | sign << 17 if fraction else sign << 17
+
+
+def _finite_half(rng: random.Random) -> int:
+    bits = rng.choice((rng.getrandbits(16), rng.getrandbits(10), rng.getrandbits(12)))
+    return bits & ~(1 << 14) if bits >> 10 & 31 == 31 else bits
+
+
+def _activation_scale(rng: random.Random) -> int:
+    exponent = rng.choice((rng.randint(20, 30), rng.randint(20, 254), rng.randint(100, 130), rng.randint(110, 125)))
+    return 0 if rng.random() < 0.05 else exponent << 23 | rng.getrandbits(23)
+
+
+def _group(rng: random.Random) -> _Group:
+    weight_scale, activation_scale = _finite_half(rng), _activation_scale(rng)
+    total = rng.choice((-WIDEST, WIDEST - 1, 0, 1, -1, *[rng.randint(-(1 << k), 1 << k) for k in (4, 9, 14, 18)]))
+    term = golden.term(total, weight_scale, activation_scale)
+    near = (term ^ golden.SIGN) + rng.choice((0, 1, -1, 1 << 20, 3 << 22, -(5 << 21)))  # cancellation, ties
+    addend = rng.choice((near, rng.getrandbits(32), rng.getrandbits(24), term)) & 0xFFFFFFFF
+    if addend & golden.INFINITY == golden.INFINITY:
+        addend &= ~(1 << 30)
+    return _Group(weight_scale, activation_scale, total, rng.random() < 0.2, addend)
+
+
+def _scale(_: Design, rng: random.Random) -> Vectors:
+    groups = [_group(rng) for _ in range(20_000)]
+    idle = {"weight_scale": 0, "activation_scale": 0, "group_sum": 0, "first": 0, "addend": 0}
+    latency = SCALE_CYCLES + TERM_CYCLES + ADD_CYCLES
+    inputs = [dict(idle) for _ in range(len(groups) + latency)]
+    expected: list[Cycle | None] = [None] * latency
+    for t, group in enumerate(groups):
+        inputs[t] |= {"weight_scale": normal_half(group.weight_scale), "activation_scale": group.activation_scale}
+        inputs[t + SCALE_CYCLES]["group_sum"] = group.total
+        inputs[t + SCALE_CYCLES + TERM_CYCLES] |= {"first": int(group.first), "addend": group.addend}
+        finite = group.result & golden.INFINITY != golden.INFINITY
+        expected.append({"total": group.result} if finite else None)
+    return Vectors(inputs, expected)
+
+
+_MAKERS: dict[str, Callable[[Design, random.Random], Vectors]] = {
+    "unit": _unit,
+    "dot32": _dot32,
+    "dot32_own_encoders": _own_encoders,
+    "column": _column,
+    "pair": _pair,
+    "scale": _scale,
+}

@@ -174,7 +174,8 @@ class WeightColumn(wiring.Component):
         m = Module()
         planes = []
         for index in range(2 - self.planes, 2):
-            shadow, active = (Signal(NIBBLE_BITS * GROUP, reset_less=True) for _ in range(2))
+            shadow = Signal(NIBBLE_BITS * GROUP, reset_less=True, name=f"shadow{index}")
+            active = Signal(NIBBLE_BITS * GROUP, reset_less=True, name=f"active{index}")
             with m.If(self.load[index]):
                 m.d.sync += shadow.eq(self.nibbles)
             with m.If(self.advance):

@@ -30,18 +30,20 @@ def emit(block: Block, design: Design, yosys: Yosys) -> str:
 def verilog(component: Any, name: str, yosys: Yosys, reset: bool = False) -> str:
     """Verilog of a component as module `name`: its ports, `clk`, and `rst` (synchronous) where asked for."""
     from amaranth.back import rtlil
-    from amaranth.hdl import ClockDomain, Module
+    from amaranth.hdl import ClockDomain, Module, Value
 
     top = Module()
     top.domains.sync = domain = ClockDomain("sync", reset_less=not reset)
     top.submodules.block = component
     ports = {"clk": (domain.clk, None)} | ({"rst": (domain.rst, None)} if reset else {})
-    ports |= {port: (getattr(component, port), None) for port in component.signature.members}
+    leaves = component.signature.flatten(component)
+    ports |= {"__".join(map(str, path)): (Value.cast(value), None) for path, _, value in leaves}
     text = rtlil.convert(top, name=name, ports=ports, emit_src=False)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "design.il").write_text(text, encoding="utf-8")
-        lines = [*TO_VERILOG, f"flatten -noscopeinfo {name}", "opt_clean", "write_verilog -noattr design.v"]
+        flat = (f"hierarchy -top {name}", "flatten -noscopeinfo", "opt_clean", "write_verilog -noattr design.v")
+        lines = [*TO_VERILOG, *flat]
         yosys.run(lines, place)
         made = (place / "design.v").read_text(encoding="utf-8")
     body = re.sub(r"^/\*.*?\*/\s*", "", made, flags=re.DOTALL)

@@ -39,6 +39,10 @@ class Compute(Spec):
     """Passes over a 4-bit tile: half of cycles_w8 where the multipliers are bit-sliced."""
     wmem_bytes: int = quantity("B", above=0)
     iomem_bytes: int = quantity("B", above=0)
+    wmem_port_bytes: int = quantity("B", minimum=0, default=0)
+    """Weights that WMEM delivers to the array per cycle. 0: not modelled, a tile is there when its turn comes."""
+    pipeline_cycles: int = quantity("cycle", minimum=0, default=0)
+    """From a tile's last pass to its sums. 0: not modelled."""
 
     def macs_per_ns(self, bits: int) -> float:
         """Multiply-accumulates per ns of all PEs, every row in use, for weights of 8 or 4 bits."""

@@ -101,7 +101,7 @@ def schedule(
         (FLAT, [1, 4], 1e6, 4096),  # bound by WMEM's port
         (FLAT, [2, 0, 4], 9.7, 4096),  # bound by the memory
         (FLAT, [3], 14.3, 1024),  # small halves, near the port's pace
-        (TALL, [2, 12], 1e6, 4096),  # the second expert is bound by the array
+        (TALL, [11, 12], 1e6, 4096),  # bound by the array
     ],
 )
 def test_rtl_and_simulator_agree_to_the_cycle(precision, shape, rows, gb_per_s, wmem_bytes):

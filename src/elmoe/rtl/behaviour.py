@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from elmoe.rtl.blocks import Block
+from elmoe.rtl.blocks import Block, ports_of
 from elmoe.rtl.designs import Design
-from elmoe.rtl.icarus import Outcome, Ports
+from elmoe.rtl.icarus import Outcome
 from elmoe.rtl.vectors import Vectors
-
-
-def ports_of(component: Any) -> Ports:
-    """Widths by name, from an Amaranth component."""
-    from amaranth.hdl import Value
-    from amaranth.lib.wiring import In
-
-    inputs, outputs = {}, {}
-    for name, member in component.signature.members.items():
-        width = len(Value.cast(getattr(component, name)))
-        (inputs if member.flow is In else outputs)[name] = width
-    return Ports(inputs, outputs)
 
 
 def run_behavioural(block: Block, design: Design, given: Vectors) -> Outcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,26 @@ class Block:
         return self.name + suffix
 
 
+@dataclass(frozen=True)
+class Ports:
+    """Widths of a block's inputs and outputs, without the clock."""
+
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+
+
+def ports_of(component: Any) -> Ports:
+    """Of an Amaranth component whose ports are plain signals."""
+    from amaranth.hdl import Value
+    from amaranth.lib.wiring import In
+
+    inputs: dict[str, int] = {}
+    outputs: dict[str, int] = {}
+    for name, member in component.signature.members.items():
+        (inputs if member.flow is In else outputs)[name] = len(Value.cast(getattr(component, name)))
+    return Ports(inputs, outputs)
+
+
 def blocks() -> dict[str, Block]:
     """By name. Raises ConfigError without Amaranth."""
     try:
@@ -41,7 +61,8 @@ def blocks() -> dict[str, Block]:
         Block("unit", "one multiplier with its encoder", ALL, dot.Unit),
         Block("dot32", "32-way dot product, INT32 accumulator; encoders are the columns'", ALL, dot.Dot32),
         Block("dot32_own_encoders", "the same with an encoder in every unit", SLICED, dot.Dot32OwnEncoders),
-        Block("column", "weight registers of 32 weights and their encoders", ALL, dot.WeightColumn),
+        Block("column", "registers of 32 weights, both slices, and their encoders", ALL, dot.WeightColumn),
+        Block("nibble_column", "registers of 32 weights, one slice at a time, and their encoders", SLICED, dot.NibbleColumn),
         Block("pair", "two columns, one hardwired to MSB slices", SLICED, dot.ColumnPair),
         Block(
             "scale",

@@ -190,6 +190,30 @@ class WeightColumn(wiring.Component):
         return m
 
 
+class NibbleColumn(wiring.Component):
+    """32 weights of one column in a single register of a nibble each, and their encoders: slices are streamed in turn.
+
+    The array that the paper draws; `WeightColumn` holds both slices, and its multiplexer between them makes the
+    augmented field for nothing. nibbles, load, msb and draft (the role of what is held) -> fields.
+    """
+
+    def __init__(self, design: Design, structural: bool) -> None:
+        del structural  # has no tree
+        self.design = design
+        ports = {"nibbles": In(NIBBLE_BITS * GROUP), "load": In(1), "msb": In(1), "draft": In(1)}
+        super().__init__(ports | {"fields": Out(design.field_bits * GROUP)})
+
+    def elaborate(self, _: object) -> Module:
+        """Build it."""
+        m = Module()
+        held = Signal(NIBBLE_BITS * GROUP, reset_less=True)
+        with m.If(self.load):
+            m.d.sync += held.eq(self.nibbles)
+        nibbles = (held.word_select(i, NIBBLE_BITS) for i in range(GROUP))
+        m.d.comb += self.fields.eq(Cat(encode(self.design, nibble, self.msb, self.draft) for nibble in nibbles))
+        return m
+
+
 class ColumnPair(wiring.Component):
     """Two columns side by side, one hardwired to MSB slices; the baseline that a spatial bit-slice array would be.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from elmoe import __version__
-from elmoe.rtl.blocks import Block
+from elmoe.rtl.blocks import Block, Ports, ports_of
 from elmoe.rtl.compressor import FULL_ADDER
 from elmoe.rtl.designs import Design
 from elmoe.rtl.yosys import Yosys
@@ -22,9 +23,20 @@ endmodule
 TO_VERILOG = ("read_rtlil design.il", "proc -noopt", "opt_clean", "memory_collect", "setattr -unset init w:*", "setattr -unset src w:* c:*")
 
 
-def emit(block: Block, design: Design, yosys: Yosys) -> str:
-    """Verilog of the structural block, with the full adder as a module of its own."""
-    return verilog(block.build(design, True), block.file_name(design), yosys)
+@dataclass(frozen=True)
+class Emitted:
+    """Verilog of one block."""
+
+    top: str
+    """Its module."""
+    verilog: str
+    ports: Ports
+
+
+def emit(block: Block, design: Design, yosys: Yosys) -> Emitted:
+    """The structural block, with the full adder as a module of its own."""
+    component, top = block.build(design, True), block.file_name(design)
+    return Emitted(top, verilog(component, top, yosys), ports_of(component))
 
 
 def verilog(component: Any, name: str, yosys: Yosys, reset: bool = False) -> str:

@@ -15,19 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elmoe.errors import ConfigError, InternalError
+from elmoe.rtl.blocks import Ports
 from elmoe.rtl.vectors import Cycle, Vectors
 
 INSTALL = "apt-get install iverilog"
 INPUT_NS, COMPARE_NS = 0.06, 0.98
 """Clock to output of the flip-flop before an input, and set-up of the one behind an output."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Widths of a block's inputs and outputs, in the order of the vector file."""
-
-    inputs: Mapping[str, int]
-    outputs: Mapping[str, int]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,26 @@ class Synthesis:
     netlist: Mapping[str, Any]
     """Yosys' JSON of the module."""
 
+    def figures(self) -> dict[str, Any]:
+        """For JSON; what was not measured is null."""
+        return {
+            "cells": self.cells,
+            "area_um2": self.area_um2,
+            "transistors": self.transistors,
+            "abc_delay_ps": self.abc_delay_ps,
+        }
+
+
+def overhead_percent(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """By block, what the augmented design costs over the conventional one: area, or transistors without a library."""
+    found = {}
+    sizes = {(row["block"], row["design"]): row["area_um2"] or row["transistors"] for row in rows}
+    for (block, design), size in sizes.items():
+        plain = sizes.get((block, "conventional"))
+        if design == "augmented" and plain:
+            found[block] = 100 * (size / plain - 1)
+    return found
+
 
 def synthesise(verilog: str, top: str, yosys: Yosys, library: Library | None = None) -> Synthesis:
     """Map one emitted module, flattened."""
@@ -81,7 +101,8 @@ def synthesise(verilog: str, top: str, yosys: Yosys, library: Library | None = N
         read = ("read_verilog in.v",) if FULL_ADDER not in verilog else _read_with_adders(folder, verilog)
         script = [*read, f"hierarchy -top {top}", "flatten -noscopeinfo", *FRONT]
         script += _generic() if library is None else _mapped(folder, library)
-        script += [*NETLIST, "write_json out.json", "write_verilog -noattr -noexpr -nohex -simple-lhs out.v"]
+        cells_only = "" if library is None else "-noexpr "  # generic gates as expressions: no models are needed
+        script += [*NETLIST, "write_json out.json", f"write_verilog -noattr {cells_only}-nohex -simple-lhs out.v"]
         log = yosys.run(script, folder)
         netlist = json.loads((folder / "out.json").read_text(encoding="utf-8"))["modules"][top]
         unsigned = re.sub(r"\bsigned ", "", (folder / "out.v").read_text(encoding="utf-8"))  # OpenSTA does not read it

@@ -183,6 +183,20 @@ def _column(design: Design, rng: random.Random) -> Vectors:
     return Vectors(inputs, expected)
 
 
+def _nibble_column(design: Design, rng: random.Random) -> Vectors:
+    """A slice is loaded, looked at, and held while other nibbles pass by."""
+    inputs: list[Cycle] = []
+    expected: list[Cycle | None] = []
+    for start, role in itertools.product(range(CODES), design.roles):
+        weights = [signed((start + 8 * i) % CODES, 8) for i in range(GROUP)]
+        nibbles = joined([stored(design, code, role) for code in weights], NIBBLE_BITS)
+        noise = joined([rng.getrandbits(4) for _ in range(GROUP)], NIBBLE_BITS)
+        inputs += [{"nibbles": n, "load": load} | control(design, role) for n, load in ((nibbles, 1), (noise, 0))]
+        fields = joined([golden.field(design, code, role) for code in weights], design.field_bits)
+        expected += [None, {"fields": fields}]
+    return Vectors(inputs, expected)
+
+
 def _pair(design: Design, rng: random.Random) -> Vectors:
     inputs: list[Cycle] = []
     sums: list[tuple[int, int]] = []
@@ -272,6 +286,7 @@ _MAKERS: dict[str, Callable[[Design, random.Random], Vectors]] = {
     "dot32": _dot32,
     "dot32_own_encoders": _own_encoders,
     "column": _column,
+    "nibble_column": _nibble_column,
     "pair": _pair,
     "scale": _scale,
 }

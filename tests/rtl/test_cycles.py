@@ -1,4 +1,4 @@
-"""The cycle counts of the RTL and of the simulator's cycle mode, on the same schedules of tiles: equal, to the cycle."""
+"""Cycle counts of the RTL and of the simulator's cycle mode on the same schedules of tiles: equal, to the cycle."""
 
 from __future__ import annotations
 

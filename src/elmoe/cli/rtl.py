@@ -58,7 +58,7 @@ def emit(
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for name, item in found.items():
+    for item in found.values():
         for which in chosen:
             if item is None and which.sliced:
                 files.append(_write(folder / f"pe_{which.value}.v", emit_pe(which, shape, tool)))
@@ -92,7 +92,7 @@ def verify(
     levels = levels_named(level)
     tools = Tools(yosys, _library(liberty, dont_use))
     checks = []
-    for name, item in _blocks(block).items():
+    for item in _blocks(block).values():
         for which in _designs(design):
             for stage in levels:
                 if item is None and which.sliced:
@@ -226,5 +226,3 @@ def _write(path: Path, text: str) -> dict[str, Any]:
     with atomic_file(path) as file, storage_errors(path):
         file.write(data)
     return {"file": str(path), "bytes": len(data)}
-
-

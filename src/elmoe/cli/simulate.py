@@ -25,7 +25,7 @@ from elmoe.sim.profile import (
 )
 from elmoe.sim.quantity import as_table
 from elmoe.sim.run import Query, rows
-from elmoe.sim.spec import SCHEMES, SYSTEMS, Machine, load_machine
+from elmoe.sim.spec import MAC_ENERGIES, SCHEMES, SYSTEMS, Machine, load_machine
 from elmoe.sim.timeline import write_timeline
 from elmoe.sim.write_rows import write_rows
 from elmoe.trace.parquet import Trace, read_trace
@@ -68,6 +68,9 @@ def simulate(
     acceptance: Annotated[
         float | None, typer.Option(help="Accepted draft tokens / tree depth, instead of the profile's.")
     ] = None,
+    mac_energy: Annotated[
+        str, typer.Option(help=f"Energy of a multiply-accumulate: {' or '.join(MAC_ENERGIES)} (docs/rtl.md).")
+    ] = MAC_ENERGIES[0],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write .parquet, .csv or .json.")] = None,
     timeline: Annotated[
         Path | None, typer.Option(help="Play one MoE layer of the first row cycle by cycle; Chrome trace as JSON.")
@@ -78,7 +81,7 @@ def simulate(
     recorded = None if trace is None else read_trace(trace)
     specs = scheme_specs() if recorded is None else specs_for_trace(recorded, scheme_specs())
     loads = _loads(model, workload, recorded, specs)
-    machines = _machines(system, hb_gb)
+    machines = [machine.with_mac_energy(mac_energy) for machine in _machines(system, hb_gb)]
     batches = tuple(parse_integers(batch, "batch"))
     asked = () if context is None else tuple(parse_integers(context, "context"))
     queries = []
@@ -93,6 +96,7 @@ def simulate(
     _say_origins(loads)
     devices = {name for machine in machines for name in machine.devices}
     config = {
+        "mac_energy": mac_energy,
         "machines": [
             {"system": machine.name, "hb_gb": machine.hb_equivalent_gb, **machine.as_tables()} for machine in machines
         ],

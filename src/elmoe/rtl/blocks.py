@@ -52,7 +52,8 @@ def ports_of(component: Any) -> Ports:
 def blocks() -> dict[str, Block]:
     """By name. Raises ConfigError without Amaranth."""
     try:
-        from elmoe.rtl import dot, scale
+        from elmoe.rtl import dot, pe, scale
+        from elmoe.rtl.tile import PeShape
     except ImportError as error:
         if error.name is None or not error.name.startswith("amaranth"):
             raise
@@ -62,13 +63,24 @@ def blocks() -> dict[str, Block]:
         Block("dot32", "32-way dot product, INT32 accumulator; encoders are the columns'", ALL, dot.Dot32),
         Block("dot32_own_encoders", "the same with an encoder in every unit", SLICED, dot.Dot32OwnEncoders),
         Block("column", "registers of 32 weights, both slices, and their encoders", ALL, dot.WeightColumn),
-        Block("nibble_column", "registers of 32 weights, one slice at a time, and their encoders", SLICED, dot.NibbleColumn),
+        Block(
+            "nibble_column",
+            "registers of 32 weights, one slice at a time, and their encoders",
+            SLICED,
+            dot.NibbleColumn,
+        ),
         Block("pair", "two columns, one hardwired to MSB slices", SLICED, dot.ColumnPair),
         Block(
             "scale",
             "FP16 group scale and FP32 accumulation of one lane",
             (Design.AUGMENTED,),
             lambda _, structural: scale.ScaleAccumulate(structural),
+        ),
+        Block(
+            "lane",
+            "dot32, scale and the running sums: one cell of the array",
+            SLICED,
+            lambda design, structural: pe.Lane(design, structural, PeShape().slots),
         ),
     ]
     return {block.name: block for block in made}

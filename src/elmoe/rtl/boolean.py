@@ -1,4 +1,4 @@
-"""Boolean functions as Liberty files write them: ``!A``, ``A'``, ``A * B``, ``A & B``, ``A B``, ``A + B``, ``A | B``, ``A ^ B``."""
+"""Boolean functions of Liberty files: ``!A``, ``A'``; ``A * B``, ``A B``; ``A ^ B``; ``A + B``; also ``&`` and ``|``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TOKEN = re.compile(r"\w+|[!()'*&+|^]")
 
 
 def parse_function(text: str) -> Tree:
-    """A tree of names and ``('~', x)``, ``('&', x, y)``, ``('^', x, y)``, ``('|', x, y)``; ConfigError for no function."""
+    """A tree of names and ``('~', x)``, ``('&', x, y)``, ``('^', x, y)``, ``('|', x, y)``. Raises ConfigError."""
     tokens = _TOKEN.findall(text)
     tree, rest = _sum(tokens)
     if rest:

@@ -18,7 +18,9 @@ def _model(cell: Cell) -> str:
     inputs, outputs = [pin.name for pin in cell.inputs], [pin.name for pin in cell.outputs]
     register = cell.register
     if register is None and cell.is_register:
-        raise ConfigError(f"cell {cell.name} is a latch, which netlists of elmoe rtl do not use; leave it out with --dont-use")
+        raise ConfigError(
+            f"cell {cell.name} is a latch, which netlists of elmoe rtl do not use; leave it out with --dont-use"
+        )
     body, paths = [], [f"({x} => {y}) = 0;" for y in outputs for x in inputs]
     if register is not None:
         state, inverse = register.arguments

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from amaranth.hdl import Cat, Const, Instance, Module, Signal
 
-FULL_ADDER = "elmoe_full_adder"
-"""Inverting full adder: inputs a, b, c; outputs carry_n (inverted majority) and sum_n (inverted parity)."""
+from elmoe.rtl.designs import FULL_ADDER
+
 SUM_DELAY, CARRY_DELAY = 2.0, 1.0
 """Of a full adder, in carry delays."""
 
@@ -49,7 +49,7 @@ class BitHeap:
             self._columns[column].append(Bit(arrival, next(self._numbers), signal, inverted))
 
     def add_signed_product(self, a: Any, b: Any) -> None:
-        """a * b of two signed values (Baugh-Wooley: products with one sign bit count as ``~p - 1``)."""
+        """A * b of two signed values (Baugh-Wooley: products with one sign bit count as ``~p - 1``)."""
         for i, j in itertools.product(range(len(a)), range(len(b))):
             negative = (i == len(a) - 1) != (j == len(b) - 1)
             self.add(i + j, self._nand(a[i], b[j]), inverted=not negative)
@@ -57,7 +57,7 @@ class BitHeap:
                 self._constant -= 1 << (i + j)
 
     def add_product(self, a: Any, b: Any) -> None:
-        """a * b of two unsigned values."""
+        """A * b of two unsigned values."""
         for i, j in itertools.product(range(len(a)), range(len(b))):
             self.add(i + j, self._nand(a[i], b[j]), inverted=True)
 
@@ -80,10 +80,11 @@ class BitHeap:
         self.compress()
         pairs = [[self._true(bit) for bit in sorted(bits)] for bits in self._columns]
         zero = Const(0, 1)
-        return tuple(Cat(*(pair[k] if k < len(pair) else zero for pair in pairs)) for k in (0, 1))  # type: ignore[return-value]
+        first, second = (Cat(*(pair[k] if k < len(pair) else zero for pair in pairs)) for k in (0, 1))
+        return first, second
 
     def _compressed(self, column: int, limit: float) -> list[Bit]:
-        queue, late = list(self._columns[column]), []
+        queue, late = list(self._columns[column]), list[Bit]()
         heapq.heapify(queue)
         while len(queue) >= 3 and len(queue) + len(late) > 2:
             picked = self._pick(queue)
@@ -102,7 +103,7 @@ class BitHeap:
     def _pick(queue: list[Bit]) -> list[Bit]:
         """The three earliest bits, of one polarity while that costs no more than a full adder's delay."""
         first = heapq.heappop(queue)
-        picked, passed = [first], []
+        picked, passed = [first], list[Bit]()
         while queue and len(picked) < 3:
             bit = heapq.heappop(queue)
             alike = bit.inverted == first.inverted or bit.arrival > first.arrival + SUM_DELAY

@@ -15,6 +15,8 @@ GROUP = 32
 """Products that share a scale: the length of the dot product."""
 ACTIVATION_BITS = 8
 NIBBLE_BITS = 4
+FULL_ADDER = "elmoe_full_adder"
+"""Inverting full adder: inputs a, b, c; outputs carry_n (inverted majority) and sum_n (inverted parity)."""
 
 
 class Role(Enum):

@@ -10,8 +10,7 @@ from typing import Any
 
 from elmoe import __version__
 from elmoe.rtl.blocks import Block, Ports, ports_of
-from elmoe.rtl.compressor import FULL_ADDER
-from elmoe.rtl.designs import Design
+from elmoe.rtl.designs import FULL_ADDER, Design
 from elmoe.rtl.yosys import Yosys
 
 FULL_ADDER_VERILOG = f"""\
@@ -20,7 +19,14 @@ module {FULL_ADDER}(input a, input b, input c, output carry_n, output sum_n);
   assign sum_n = ~(a ^ b ^ c);
 endmodule
 """
-TO_VERILOG = ("read_rtlil design.il", "proc -noopt", "opt_clean", "memory_collect", "setattr -unset init w:*", "setattr -unset src w:* c:*")
+TO_VERILOG = (
+    "read_rtlil design.il",
+    "proc -noopt",
+    "opt_clean",
+    "memory_collect",
+    "setattr -unset init w:*",
+    "setattr -unset src w:* c:*",
+)
 
 
 @dataclass(frozen=True)

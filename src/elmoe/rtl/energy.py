@@ -11,7 +11,6 @@ Before layout and without a clock tree. Knows nothing about what the block compu
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from elmoe.rtl.liberty import Cell, Group, Library
+from elmoe.rtl.liberty import Cell, Library
+from elmoe.rtl.tables import transition_energy
 
-SLEW_PS = 30.0
-"""Assumed at every input."""
 WIRE_FF = 0.5
 """Assumed per sink in the upper bound: about 2.5 um of a lower metal layer."""
 SETTLED_CYCLES = 8
@@ -53,7 +51,7 @@ def energy(netlist: Mapping[str, Any], vcd: Path, cycles: int, library: Library)
     counted = cycles - SETTLED_CYCLES
     clock = netlist["ports"]["clk"]["bits"][0]
     rates = {net: n / counted for net, n in _toggles(netlist, vcd).items() if net != clock}
-    sinks, pins = _sinks(netlist, library), 0
+    sinks = _sinks(netlist, library)
     volts = library.voltage
     internal, clocked, leakage = [0.0, 0.0], [0.0, 0.0], 0.0
     costs = _Costs(library)
@@ -71,7 +69,6 @@ def energy(netlist: Mapping[str, Any], vcd: Path, cycles: int, library: Library)
                     internal[bound] += rates[net] * costs.toggle(cell["type"], pin.name, load)[bound]
                 elif pin.name == clock_pin:
                     clocked[bound] += 2 * costs.toggle(cell["type"], pin.name, 0.0)[bound]
-        pins += len(parsed.inputs)
     net_fj = [
         sum(rate * 0.5 * volts**2 * (sum(sinks[net]) + wire * len(sinks[net])) for net, rate in rates.items())
         for wire in (0.0, WIRE_FF)
@@ -96,44 +93,16 @@ class _Costs:
         self.leakage = cache(self._leakage)
 
     def _toggle(self, name: str, pin: str, load: float) -> tuple[float, float]:
-        """fJ of an average transition of a pin: from VDD alone, from both rails."""
-        (group,) = (found.group for found in self.cell(name).pins if found.name == pin)
-        by_rail: dict[str, list[float]] = defaultdict(list)
-        for power in group.all("internal_power"):
-            tables = [table for table in power.groups if table.kind in {"rise_power", "fall_power"}]
-            if tables:
-                mean = sum(interpolated(table, SLEW_PS, load) for table in tables) / len(tables)
-                by_rail[power.attributes.get("related_pg_pin", "VDD")].append(mean)
-        rails = {rail: sum(found) / len(found) for rail, found in by_rail.items()}
-        return rails.get("VDD", 0.0), sum(rails.values())
+        return transition_energy(self.cell(name), pin, load)
 
     def _leakage(self, name: str) -> float:
-        """fJ per cycle of 1 ns: pW are 1e-6 fJ per ns."""
+        """FJ per cycle of 1 ns: pW are 1e-6 fJ per ns."""
         found = [
             float(group.attributes["value"])
             for group in self.cell(name).group.all("leakage_power")
             if group.attributes.get("related_pg_pin", "VDD") == "VDD"
         ]
         return sum(found) / max(len(found), 1) * 1e-6
-
-
-def interpolated(table: Group, slew: float, load: float) -> float:
-    """A Liberty table of one or two indices, linear between its points and held at its edges."""
-    values = [float(x) for x in table.attributes["values"].replace(",", " ").split()]
-    if "index_1" not in table.attributes:  # a scalar
-        return values[0]
-    rows = [float(x) for x in table.attributes["index_1"].replace(",", " ").split()]
-    if "index_2" not in table.attributes:
-        return _between(rows, values, slew)
-    columns = [float(x) for x in table.attributes["index_2"].replace(",", " ").split()]
-    width = len(columns)
-    return _between(rows, [_between(columns, values[width * k : width * (k + 1)], load) for k in range(len(rows))], slew)
-
-
-def _between(points: list[float], values: list[float], x: float) -> float:
-    k = min(max(bisect_right(points, x) - 1, 0), len(points) - 2)
-    share = min(max((x - points[k]) / (points[k + 1] - points[k]), 0.0), 1.0)
-    return values[k] + share * (values[k + 1] - values[k])
 
 
 def _sinks(netlist: Mapping[str, Any], library: Library) -> dict[int, list[float]]:

@@ -7,8 +7,8 @@ nothing fused, subnormal numbers kept. FP32 values are their 32 bits as a Python
 
 Domain: weight scales are finite FP16; activation scales are zero or in ``[2**-107, 2**128)`` as `quantize_activations`
 makes them. Results beyond the FP32 range are infinite here and in the RTL; where IEEE 754 then has a NaN (infinity
-minus infinity, infinity times zero) both keep an infinity, so "finite or not" agrees with the engine, which refuses such
-logits. Knows nothing about cycles.
+minus infinity, infinity times zero) both keep an infinity, so "finite or not" agrees with the engine, which refuses
+such logits. Knows nothing about cycles.
 """
 
 from __future__ import annotations
@@ -154,5 +154,3 @@ def output(
         part = slice(GROUP * g, GROUP * (g + 1))
         total = add(total, term(group_sum(design, codes[part], weight_codes[part], precision), weight_scale, scale))
     return total
-
-

@@ -106,7 +106,7 @@ def _testbench(top: str, ports: Ports, cycles: int, sdf: bool, vcd: Path | None)
     ]
     fields = [*ports.inputs, *(f"{name}_check, {name}_want" for name in ports.outputs)]
     checks = [
-        f'if ({name}_check) begin compared = compared + 1; if ({name} !== {name}_want) begin '
+        f"if ({name}_check) begin compared = compared + 1; if ({name} !== {name}_want) begin "
         f'if (mismatches == 0) $display("first: cycle %0d: {name} is %0h, not %0h", i, {name}, {name}_want); '
         "mismatches = mismatches + 1; end end"
         for name in ports.outputs

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from elmoe.errors import ConfigError
 from elmoe.rtl.boolean import evaluate, parse_function
@@ -21,7 +22,9 @@ from elmoe.rtl.boolean import evaluate, parse_function
 CONSERVATIVE = ("*x1p*", "*xp*", "SDF*", "ICG*", "DFFASRHQN*")
 """Cells that OpenROAD's flow does not use in ASAP7: fractional drive strengths, scan and clock-gating cells."""
 _HEAD = re.compile(r"\n[ \t]*cell[ \t]*\([ \t]*\"?(\w+)\"?[ \t]*\)[ \t]*\{")
-_TEMPLATE = re.compile(r"\n[ \t]*(lu_table_template|power_lut_template|operating_conditions)[ \t]*\(\"?([^\")]*)\"?\)[ \t]*\{")
+_TEMPLATE = re.compile(
+    r"\n[ \t]*(lu_table_template|power_lut_template|operating_conditions)[ \t]*\(\"?([^\")]*)\"?\)[ \t]*\{"
+)
 _TOKEN = re.compile(r'"[^"]*"|[\w.+\-\[\]]+|[(){}:;,]')
 
 
@@ -67,8 +70,7 @@ class Library:
     def flip_flop(self) -> str:
         """The smallest plain D flip-flop of a rising clock. ConfigError without one.
 
-        Yosys would take the first whose output is not inverted; a larger one than this and the inverter that ABC then
-        moves or removes.
+        Yosys would take the first whose output is not inverted, in ASAP7 one that is larger than this and an inverter.
         """
         found = []
         for name, text in self.cells.items():
@@ -103,7 +105,9 @@ class Library:
         """The smallest buffer and its input, as the driver of primary inputs. ConfigError without one."""
         found = []
         for name, text in self.cells.items():
-            if len(re.findall(r"\bpin\s*\(", text)) == 2 and (match := re.search(r'\bfunction\s*:\s*"\(?(\w+)\)?"', text)):
+            if len(re.findall(r"\bpin\s*\(", text)) == 2 and (
+                match := re.search(r'\bfunction\s*:\s*"\(?(\w+)\)?"', text)
+            ):
                 cell = self.cell(name)
                 if [pin.name for pin in cell.inputs] == [match[1]] and not cell.is_register:
                     found.append((cell.area, name, match[1]))
@@ -172,12 +176,15 @@ def read_library(paths: Sequence[Path], dont_use: Sequence[str] = CONSERVATIVE) 
 
     Raises ConfigError for a file that is missing, is no Liberty, or when no cell is left.
     """
-    header, cells, templates = "", {}, {}
+    header, cells = "", dict[str, str]()
+    templates: dict[tuple[str | Any, ...], str] = {}
     for path in paths:
         text = _read(path)
         first = _HEAD.search(text)
         if first is None or "library" not in text[: first.start()]:
-            raise ConfigError(f"{path} is no Liberty file of cells; give .lib or .lib.gz files of a standard-cell library")
+            raise ConfigError(
+                f"{path} is no Liberty file of cells; give .lib or .lib.gz files of a standard-cell library"
+            )
         for found in _TEMPLATE.finditer(head := text[: first.start()]):
             templates.setdefault(found.groups(), head[found.start() : _end(head, found.end())])
         header = header or head
@@ -217,9 +224,13 @@ def _read(path: Path) -> str:
         raw = path.read_bytes()
         return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; give the Liberty file (.lib or .lib.gz) of a standard-cell library") from None
+        raise ConfigError(
+            f"{path} does not exist; give the Liberty file (.lib or .lib.gz) of a standard-cell library"
+        ) from None
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as a Liberty file: {error}") from None
+        raise ConfigError(
+            f"{path} cannot be read as a Liberty file: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def _end(text: str, position: int) -> int:

@@ -173,13 +173,22 @@ class Pe(wiring.Component):
         ]
         m.d.sync += current.second.eq(current.valid & current.wide & ~current.second)
         with m.If(current.last & ~current.ends):
-            m.d.sync += [current.block.eq(current.block + 1), current.valid.eq(current.taken), waiting.eq(~current.taken)]
+            m.d.sync += [
+                current.block.eq(current.block + 1),
+                current.valid.eq(current.taken),
+                waiting.eq(~current.taken),
+            ]
         with m.If(waiting):
             m.d.sync += [delayed_block.eq(1), current.valid.eq(current.taken), waiting.eq(~current.taken)]
         with m.If(current.ends):
             m.d.sync += current.valid.eq(0)
         with m.If(tile.advance):
-            m.d.sync += [current.valid.eq(1), current.block.eq(0), delayed_block.eq(0), blocks.eq(self.job.payload.blocks)]
+            m.d.sync += [
+                current.valid.eq(1),
+                current.block.eq(0),
+                delayed_block.eq(0),
+                blocks.eq(self.job.payload.blocks),
+            ]
             m.d.sync += [current.wide.eq(tile.wide), current.first.eq(tile.first), current.final.eq(tile.last)]
             m.d.sync += current.bank.eq(tile.bank)
 

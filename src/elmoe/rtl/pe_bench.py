@@ -102,7 +102,9 @@ def stream_words(jobs: Sequence[Operands]) -> dict[str, list[int]]:
     }
 
 
-def run_behavioural_pe(design: Design, shape: PeShape, jobs: Sequence[Operands], memories: Memories | None = None) -> PeRun:
+def run_behavioural_pe(
+    design: Design, shape: PeShape, jobs: Sequence[Operands], memories: Memories | None = None
+) -> PeRun:
     """Run jobs in Amaranth's simulator. Raises InternalError when nothing moves any more."""
     from amaranth.sim import Simulator
 
@@ -202,16 +204,15 @@ def _pe_testbench(streams: dict[str, tuple[int, int]], result_bits: int, wanted:
     declared, offered, looked, taken, pins = [], [], [], [], []
     for name, (width, count) in streams.items():
         declared.append(
-            f"reg [{width - 1}:0] {name}_words [0:{count - 1}]; integer {name}_index = 0; reg {name}_valid = 0, {name}_taken; "
+            f"reg [{width - 1}:0] {name}_words [0:{count - 1}]; integer {name}_index = 0; "
+            f"reg {name}_valid = 0, {name}_taken; "
             f'wire {name}_ready; initial $readmemh("{name}.hex", {name}_words);'
         )
         offered.append(
             f"{name}_valid = {name}_index < {count} && ({name}_valid || $unsigned($random(seed)) % 256 < {share});"
         )
         looked.append(f"{name}_taken = {name}_valid && {name}_ready;")
-        taken.append(
-            f"if ({name}_taken) begin {name}_index = {name}_index + 1; {name}_valid = 0; idle = 0; end"
-        )
+        taken.append(f"if ({name}_taken) begin {name}_index = {name}_index + 1; {name}_valid = 0; idle = 0; end")
         pins.append(
             f".{name}__valid({name}_valid), .{name}__ready({name}_ready), .{name}__payload({name}_words[{name}_index])"
         )

@@ -34,7 +34,7 @@ HALF_EXPONENT_BIAS = 35
 
 
 class Parts(NamedTuple):
-    """An FP32 number on its way: biased exponent (at least 1, subnormals included) and mantissa with its leading bit."""
+    """An FP32 number on its way: biased exponent, at least 1, and mantissa with its leading bit (0: subnormal)."""
 
     negative: Any
     exponent: Any
@@ -52,7 +52,7 @@ def register(m: Module, value: Any) -> Any:
 def leading_zeros(m: Module, value: Any) -> Any:
     """Number of zeros above the highest one of a non-zero value, by halving."""
     width = 1 << (len(value) - 1).bit_length()
-    part, count = Cat(Const(0, width - len(value)), value), []
+    part, count = Cat(Const(0, width - len(value)), value), list[Any]()
     while width > 1:
         width //= 2
         empty, rest = Signal(), Signal(width)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from elmoe.errors import InternalError
-from elmoe.rtl.compressor import FULL_ADDER
+from elmoe.rtl.designs import FULL_ADDER
 from elmoe.rtl.liberty import Library
 from elmoe.rtl.yosys import Yosys
 
@@ -32,7 +32,7 @@ TRANSISTORS = {
     "$_DFF_P_": 16,
     FULL_ADDER: 24,
 }
-"""Static CMOS; a flip-flop as Yosys' `stat -tech cmos` counts it, an inverting full adder as the 24-transistor mirror adder."""
+"""Static CMOS; a flip-flop as Yosys' `stat -tech cmos` has it, an inverting full adder as the mirror adder."""
 GENERIC_GATES = "cmos4"
 FRONT = (
     "proc",
@@ -53,7 +53,13 @@ ABC_SCRIPT = (
 )
 FAN_OUT_OF_OUTPUTS = 4
 """Load of a primary output, in input capacitances of the library's smallest buffer."""
-NETLIST = ("setundef -zero", "splitnets", "rename -hide", "rename -enumerate -pattern u% c:*", "rename -enumerate -pattern n% w:*")
+NETLIST = (
+    "setundef -zero",
+    "splitnets",
+    "rename -hide",
+    "rename -enumerate -pattern u% c:*",
+    "rename -enumerate -pattern n% w:*",
+)
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,10 @@ def overhead_percent(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def synthesise(verilog: str, top: str, yosys: Yosys, library: Library | None = None) -> Synthesis:
-    """Map one emitted module, flattened."""
+def synthesise(
+    verilog: str, top: str, yosys: Yosys, library: Library | None = None, black_boxes: Sequence[str] = ()
+) -> Synthesis:
+    """Map one emitted module, flattened. Modules named in `black_boxes` count nothing."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "in.v").write_text(verilog, encoding="utf-8")
@@ -106,7 +114,7 @@ def synthesise(verilog: str, top: str, yosys: Yosys, library: Library | None = N
         log = yosys.run(script, folder)
         netlist = json.loads((folder / "out.json").read_text(encoding="utf-8"))["modules"][top]
         unsigned = re.sub(r"\bsigned ", "", (folder / "out.v").read_text(encoding="utf-8"))  # OpenSTA does not read it
-        return _measured(netlist, unsigned, log, library)
+        return _measured(netlist, unsigned, log, library, black_boxes)
 
 
 def _read_with_adders(folder: Path, verilog: str) -> tuple[str, ...]:
@@ -121,7 +129,14 @@ def _read_with_adders(folder: Path, verilog: str) -> tuple[str, ...]:
 
 
 def _generic() -> list[str]:
-    return ["techmap", "opt -fast", "dfflegalize -cell $_DFF_P_ x", "opt_clean", f"abc -g {GENERIC_GATES}", "opt_clean -purge"]
+    return [
+        "techmap",
+        "opt -fast",
+        "dfflegalize -cell $_DFF_P_ x",
+        "opt_clean",
+        f"abc -g {GENERIC_GATES}",
+        "opt_clean -purge",
+    ]
 
 
 def _mapped(folder: Path, library: Library) -> list[str]:
@@ -148,11 +163,13 @@ def _mapped(folder: Path, library: Library) -> list[str]:
     return [*script, "abc -liberty cells.lib -script abc.script -constr abc.constr", "opt_clean -purge"]
 
 
-def _measured(netlist: Mapping[str, Any], verilog: str, log: str, library: Library | None) -> Synthesis:
+def _measured(
+    netlist: Mapping[str, Any], verilog: str, log: str, library: Library | None, black_boxes: Sequence[str]
+) -> Synthesis:
     by_cell: dict[str, int] = {}
     for cell in netlist["cells"].values():
         by_cell[cell["type"]] = by_cell.get(cell["type"], 0) + 1
-    by_cell = dict(sorted(by_cell.items()))
+    by_cell = {kind: count for kind, count in sorted(by_cell.items()) if kind not in black_boxes}
     delays = re.findall(r"Delay = *([\d.]+) ps", log)
     transistors = area = None
     if library is None:

@@ -28,6 +28,7 @@ ACCUMULATE_CYCLES = 5
 """From reading a running sum to reading it again: four stages of addition and the register."""
 PIPELINE_CYCLES = 12
 """From the last pass of a tile to its sums in the accumulators."""
+DEFAULT_BLOCKS = 2
 LARGEST_COUNT = (1 << 16) - 1
 
 
@@ -39,7 +40,7 @@ class PeShape:
     columns: int = 32
     port_bits: int = 1024
     """What WMEM delivers per cycle."""
-    row_blocks: int = 2
+    row_blocks: int = DEFAULT_BLOCKS
     """Blocks of rows that a weight tile can serve before it is dropped; sets the number of accumulators."""
 
     def __post_init__(self) -> None:
@@ -130,7 +131,12 @@ def operands(
     w, w_scales = _padded(w, column_tiles * shape.columns), _padded(w_scales, column_tiles * shape.columns)
     return Operands(
         job,
-        [word for tile in range(column_tiles) for g in range(job.groups) for word in _tile(shape, job, (w, w_scales), tile, g)],
+        [
+            word
+            for tile in range(column_tiles)
+            for g in range(job.groups)
+            for word in _tile(shape, job, (w, w_scales), tile, g)
+        ],
         [word for _ in range(column_tiles) for word in _activation_words(shape, job, x, x_scales)],
         _results(shape, design, job, (x, x_scales), (w, w_scales)),
     )
@@ -185,7 +191,10 @@ def _activation_words(shape: PeShape, job: Job, x: Int8, scales: Float32) -> Ite
 def _results(
     shape: PeShape, design: Design, job: Job, activations: tuple[Int8, Float32], weights: tuple[Int8, Float16]
 ) -> list[int]:
-    x, x_scales = activations[0].tolist(), np.ascontiguousarray(activations[1], dtype=np.float32).view(np.uint32).tolist()
+    x, x_scales = (
+        activations[0].tolist(),
+        np.ascontiguousarray(activations[1], dtype=np.float32).view(np.uint32).tolist(),
+    )
     w, w_scales = weights[0].tolist(), np.ascontiguousarray(weights[1]).view(np.uint16).tolist()
     found = []
     for tile in range(job.column_tiles):

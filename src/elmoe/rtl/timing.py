@@ -96,7 +96,9 @@ def simple_sdf(text: str) -> str:
                 delays[k] = max([delays[k], *(float(x) for x in triple.split(":") if x)])
         if worst:
             lines += [f' (CELL (CELLTYPE "{kind}") (INSTANCE {instance}) (DELAY (ABSOLUTE']
-            lines += [f"  (IOPATH {a} {y} ({d[0] / PS_PER_NS:.6f}) ({d[1] / PS_PER_NS:.6f}))" for (a, y), d in worst.items()]
+            lines += [
+                f"  (IOPATH {a} {y} ({d[0] / PS_PER_NS:.6f}) ({d[1] / PS_PER_NS:.6f}))" for (a, y), d in worst.items()
+            ]
             lines += [" )))"]
     return "\n".join([*lines, ")"]) + "\n"
 

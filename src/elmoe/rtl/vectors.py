@@ -1,8 +1,8 @@
 """Stimuli and expected outputs of every block, cycle by cycle, from the golden model.
 
-The multiplier unit gets every input there is. Dot products get every weight code in every lane against extreme and random
-activations, in every precision, with sums over several tiles. The scale stage gets edges of FP16 and FP32 (subnormal
-numbers, ties, cancellation, overflow) beside what layers have. The same seed gives the same vectors.
+The multiplier unit gets every input there is. Dot products get every weight code in every lane against extreme and
+random activations, in every precision, with sums over several tiles. The scale stage gets edges of FP16 and FP32
+(subnormal numbers, ties, cancellation, overflow) beside what layers have. The same seed gives the same vectors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from elmoe.rtl import golden
 from elmoe.rtl.designs import ACTIVATION_BITS, GROUP, NIBBLE_BITS, Design, Precision, Role
-from elmoe.rtl.tile import joined
+from elmoe.rtl.tile import DEFAULT_BLOCKS, joined
 
 DOT_CYCLES = 3
 SCALE_CYCLES, TERM_CYCLES, ADD_CYCLES = 3, 4, 4
@@ -23,6 +23,7 @@ CODES = 256
 WIDEST = 2**19
 """Largest magnitude of a group sum."""
 TILES_PER_SUM = 5
+SCALE_GROUPS, LANE_GROUPS = 20_000, 600
 Cycle = dict[str, int]
 
 
@@ -80,8 +81,8 @@ def _unit(design: Design, _: random.Random) -> Vectors:
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """One cycle of a dot product: activations, weight codes, and what it does to the accumulator."""
+class Pass:
+    """One cycle of a dot product: activations, weight codes, and whether a new sum begins."""
 
     activations: Sequence[int]
     codes: Sequence[int]
@@ -89,7 +90,7 @@ class _Pass:
     clear: bool
 
 
-def _passes(design: Design, rng: random.Random, precisions: Sequence[Precision]) -> Iterator[_Pass]:
+def _passes(design: Design, rng: random.Random, precisions: Sequence[Precision]) -> Iterator[Pass]:
     """Every code in every lane, against activations of six kinds; sums over up to TILES_PER_SUM tiles."""
     codes, top = codes_of(design), ACTIVATION_BITS - 1
     kinds: list[Callable[[], list[int]]] = [
@@ -106,17 +107,17 @@ def _passes(design: Design, rng: random.Random, precisions: Sequence[Precision])
             activations = kind()
             weights = [codes[(start + i * (len(codes) // GROUP or 1)) % len(codes)] for i in range(GROUP)]
             for number, role in enumerate(precision.roles(design)):
-                yield _Pass(activations, weights, role, number == 0 and start % TILES_PER_SUM == 0)
+                yield Pass(activations, weights, role, number == 0 and start % TILES_PER_SUM == 0)
     for code in (codes[0], codes[-1]):  # the largest sums
         for activation, role in itertools.product((-128, 127), design.roles):
-            yield _Pass([activation] * GROUP, [code] * GROUP, role, True)
+            yield Pass([activation] * GROUP, [code] * GROUP, role, True)
 
 
 def _precisions(design: Design) -> list[Precision]:
     return [p for p in Precision if design.sliced or (p is Precision.W4) == (design is Design.NATIVE_4X8)]
 
 
-def _accumulated(design: Design, passes: Sequence[_Pass]) -> list[int]:
+def _accumulated(design: Design, passes: Sequence[Pass]) -> list[int]:
     """The accumulator after every pass."""
     found, total = [], 0
     for item in passes:
@@ -125,7 +126,7 @@ def _accumulated(design: Design, passes: Sequence[_Pass]) -> list[int]:
     return found
 
 
-def _dot_inputs(design: Design, item: _Pass) -> Cycle:
+def _dot_inputs(design: Design, item: Pass) -> Cycle:
     fields = [golden.field(design, code, item.role) for code in item.codes]
     return {
         "activations": joined(item.activations, ACTIVATION_BITS),
@@ -135,14 +136,18 @@ def _dot_inputs(design: Design, item: _Pass) -> Cycle:
     } | control(design, item.role, draft=False)
 
 
-def _dot32(design: Design, rng: random.Random) -> Vectors:
-    passes = list(_passes(design, rng, _precisions(design)))
+def dot_vectors(design: Design, passes: Sequence[Pass]) -> Vectors:
+    """Of `Dot32`, one pass per cycle."""
     return _pipelined([_dot_inputs(design, item) for item in passes], _accumulated(design, passes))
+
+
+def _dot32(design: Design, rng: random.Random) -> Vectors:
+    return dot_vectors(design, list(_passes(design, rng, _precisions(design))))
 
 
 def _pipelined(inputs: list[Cycle], sums: list[int]) -> Vectors:
     """Accumulators appear DOT_CYCLES later; a pause with `enable` low holds them."""
-    pause = {name: 0 for name in inputs[0]}
+    pause = dict.fromkeys(inputs[0], 0)
     padding: list[Cycle | None] = [None] * DOT_CYCLES
     return Vectors(
         inputs + [pause] * (DOT_CYCLES + 1),
@@ -216,12 +221,14 @@ def _pair(design: Design, rng: random.Random) -> Vectors:
         inputs.append(common | nibbles)
     padding: list[Cycle | None] = [None] * DOT_CYCLES
     fulls = [cycle["full"] for cycle in inputs]
-    found = [{"accumulator0": a} | ({} if full else {"accumulator1": b}) for (a, b), full in zip(sums, fulls, strict=True)]
+    found = [
+        {"accumulator0": a} | ({} if full else {"accumulator1": b}) for (a, b), full in zip(sums, fulls, strict=True)
+    ]
     return Vectors(inputs + [dict.fromkeys(inputs[0], 0)] * DOT_CYCLES, padding + list(found))
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """One group through the scale stage."""
 
     weight_scale: int
@@ -232,6 +239,7 @@ class _Group:
 
     @property
     def result(self) -> int:
+        """The new sum."""
         term = golden.term(self.total, self.weight_scale, self.activation_scale)
         return golden.add(golden.NEGATIVE_ZERO if self.first else self.addend, term)
 
@@ -255,7 +263,7 @@ def _activation_scale(rng: random.Random) -> int:
     return 0 if rng.random() < 0.05 else exponent << 23 | rng.getrandbits(23)
 
 
-def _group(rng: random.Random) -> _Group:
+def _group(rng: random.Random) -> Group:
     weight_scale, activation_scale = _finite_half(rng), _activation_scale(rng)
     total = rng.choice((-WIDEST, WIDEST - 1, 0, 1, -1, *[rng.randint(-(1 << k), 1 << k) for k in (4, 9, 14, 18)]))
     term = golden.term(total, weight_scale, activation_scale)
@@ -263,11 +271,15 @@ def _group(rng: random.Random) -> _Group:
     addend = rng.choice((near, rng.getrandbits(32), rng.getrandbits(24), term)) & 0xFFFFFFFF
     if addend & golden.INFINITY == golden.INFINITY:
         addend &= ~(1 << 30)
-    return _Group(weight_scale, activation_scale, total, rng.random() < 0.2, addend)
+    return Group(weight_scale, activation_scale, total, rng.random() < 0.2, addend)
 
 
 def _scale(_: Design, rng: random.Random) -> Vectors:
-    groups = [_group(rng) for _ in range(20_000)]
+    return scale_vectors([_group(rng) for _ in range(SCALE_GROUPS)])
+
+
+def scale_vectors(groups: Sequence[Group]) -> Vectors:
+    """Of `ScaleAccumulate`, one group per cycle."""
     idle = {"weight_scale": 0, "activation_scale": 0, "group_sum": 0, "first": 0, "addend": 0}
     latency = SCALE_CYCLES + TERM_CYCLES + ADD_CYCLES
     inputs = [dict(idle) for _ in range(len(groups) + latency)]
@@ -281,6 +293,38 @@ def _scale(_: Design, rng: random.Random) -> Vectors:
     return Vectors(inputs, expected)
 
 
+def _lane(design: Design, rng: random.Random) -> Vectors:
+    """Groups of both precisions into the slots in turn, two cycles each; every sum is looked at when it is new."""
+    slots, before = 2 * DEFAULT_BLOCKS, DOT_CYCLES + TERM_CYCLES
+    after = before + ADD_CYCLES
+    idle = _dot_inputs(design, Pass([0] * GROUP, [0] * GROUP, Role.MSB, True)) | {"enable": 0}
+    idle |= dict.fromkeys(
+        ("weight_scale", "activation_scale", "first", "write", "read_slot", "write_slot", "out_slot"), 0
+    )
+    inputs = [dict(idle) for _ in range(2 * LANE_GROUPS + after + 2)]
+    expected: list[Cycle | None] = [None] * len(inputs)
+    sums: dict[int, int] = {}
+    for k in range(LANE_GROUPS):
+        slot, roles = k % slots, rng.choice(list(Precision)).roles(design)
+        codes = [rng.randint(-127, 127) for _ in range(GROUP)]
+        activations = [rng.randint(-127, 127) for _ in range(GROUP)]
+        for number, role in enumerate(roles):
+            inputs[2 * k + number] |= _dot_inputs(design, Pass(activations, codes, role, number == 0))
+        last = 2 * k + len(roles) - 1
+        total = sum(golden.dot(design, activations, codes, role) for role in roles)
+        first = slot not in sums or rng.random() < 0.2
+        group = Group(
+            rng.getrandbits(14), rng.randint(105, 130) << 23 | rng.getrandbits(23), total, first, sums.get(slot, 0)
+        )
+        sums[slot] = group.result
+        inputs[last] |= {"weight_scale": normal_half(group.weight_scale), "activation_scale": group.activation_scale}
+        inputs[last + before] |= {"first": int(first), "read_slot": slot}
+        inputs[last + after] |= {"write": 1, "write_slot": slot}
+        inputs[last + after + 1]["out_slot"] = slot
+        expected[last + after + 1] = {"out": group.result}
+    return Vectors(inputs, expected)
+
+
 _MAKERS: dict[str, Callable[[Design, random.Random], Vectors]] = {
     "unit": _unit,
     "dot32": _dot32,
@@ -289,4 +333,5 @@ _MAKERS: dict[str, Callable[[Design, random.Random], Vectors]] = {
     "nibble_column": _nibble_column,
     "pair": _pair,
     "scale": _scale,
+    "lane": _lane,
 }

@@ -1,8 +1,8 @@
 """A double-buffered WMEM in front of a PE: weights arrive at a memory's rate, half a buffer at a time, in task order.
 
 What `sim/pe.py` assumes of it, written once more and driven by the RTL's own events, so that cycle counts of RTL and
-simulator can be compared: a half is fetched when one is free, readable when it has arrived whole, free again when its last
-tile is in the array's registers. A task may wait for another one's sums and the vector unit behind them.
+simulator can be compared: a half is fetched when one is free, readable when it has arrived whole, free again when its
+last tile is in the array's registers. A task may wait for another one's sums and the vector unit behind them.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def verification(document: dict[str, Any]) -> str:
 
 
 def energies(document: dict[str, Any]) -> str:
-    """fJ per multiply-accumulate of the dot product."""
+    """Of the dot product, fJ per multiply-accumulate."""
     rows = []
     for row in document["energy"]:
         if row["block"] == "dot32":

@@ -10,12 +10,12 @@ import pytest
 from elmoe.rtl.designs import Design, Precision
 from elmoe.rtl.pe_bench import PeRun, run_behavioural_pe
 from elmoe.rtl.tile import PIPELINE_CYCLES, Operands, PeShape, operands
+from elmoe.rtl.verify import random_layer
 from elmoe.rtl.wmem import DoubleBuffer, StreamedTask
 from elmoe.sim.cycle import LayerTiming, simulate_layer
 from elmoe.sim.dataflow import DOWN, GATE_UP, Dataflow
 from elmoe.sim.layer_pass import LayerPass
 from elmoe.sim.spec import Machine, load_machine
-from rtl.layers import random_layer
 
 FLAT = PeShape(rows=2, columns=4, port_bits=128, row_blocks=2)
 TALL = PeShape(rows=1, columns=4, port_bits=128, row_blocks=12)

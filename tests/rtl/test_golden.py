@@ -14,7 +14,7 @@ from elmoe.quant.bitnested import Treatment, draft_codes, slice_codes
 from elmoe.rtl import golden
 from elmoe.rtl.designs import GROUP, Design, Precision, Role
 from elmoe.rtl.tile import PeShape, operands, result_matrix
-from rtl.layers import random_layer
+from elmoe.rtl.verify import random_layer
 
 CODES = np.arange(-128, 128, dtype=np.int8)
 bits32 = st.one_of(

@@ -6,6 +6,7 @@ That the RTL takes the same cycles is `tests/rtl/test_cycles.py`'s.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_products_do_not_overlap_and_all_are_done():
     machine = with_port(ELMOE, 128)
     played = simulate_layer(machine, small([9, 33, 2, 50], [True, False, True, False]), EXT, HB)
     spans = by(played, "PE")
-    assert all(earlier.end_ns <= later.start_ns for earlier, later in zip(spans, spans[1:], strict=False))
+    assert all(earlier.end_ns <= later.start_ns for earlier, later in pairwise(spans))
     without = simulate_layer(ELMOE, small([9, 33, 2, 50], [True, False, True, False]), EXT, HB)
     assert (played.macs_w8, played.macs_w4) == (without.macs_w8, without.macs_w4)
     assert (played.ext_bytes, played.hb_bytes) == (without.ext_bytes, without.hb_bytes)

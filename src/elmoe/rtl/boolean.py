@@ -1,4 +1,4 @@
-"""Boolean functions of Liberty files: ``!A``, ``A'``; ``A * B``, ``A B``; ``A ^ B``; ``A + B``; also ``&`` and ``|``."""
+"""Boolean functions of Liberty files, with all the ways to write not, and, or; "^" is exclusive or."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from elmoe.rtl.dot import DOT_LATENCY, Dot32, WeightColumn, delayed
 from elmoe.rtl.tile import ACCUMULATE_CYCLES, HALF_BITS, PIPELINE_CYCLES, PLANE_BITS, PeShape
 
 ADDEND_CYCLES = scale.SCALE_LATENCY + scale.TERM_LATENCY
+READ_CYCLES = ADDEND_CYCLES - 1
 WRITE_CYCLES = ADDEND_CYCLES + scale.ADD_LATENCY
 assert DOT_LATENCY == scale.SCALE_LATENCY
 assert WRITE_CYCLES + 1 == PIPELINE_CYCLES
@@ -33,7 +34,7 @@ JOB = data.StructLayout({"groups": 16, "column_tiles": 16, "blocks": 8, "wide": 
 class Lane(wiring.Component):
     """One cell of the array: dot product, group scale, and the running FP32 sums of its output in every slot.
 
-    Operands and scales come together; first and read_slot ADDEND_CYCLES later, write and write_slot WRITE_CYCLES later.
+    Operands and scales come together; READ_CYCLES later read_slot, ADDEND_CYCLES first, WRITE_CYCLES write, write_slot.
     """
 
     def __init__(self, design: Design, structural: bool, slots: int) -> None:
@@ -54,9 +55,11 @@ class Lane(wiring.Component):
             m.d.comb += getattr(dot, name).eq(getattr(self, name))
         for name in ("weight_scale", "activation_scale", "first"):
             m.d.comb += getattr(scaled, name).eq(getattr(self, name))
+        addend = Signal(32, reset_less=True)
+        m.d.sync += addend.eq(sums[self.read_slot])
         m.d.comb += [
             scaled.group_sum.eq(dot.accumulator[: scale.SUM_BITS].as_signed()),
-            scaled.addend.eq(sums[self.read_slot]),
+            scaled.addend.eq(addend),
             self.out.eq(sums[self.out_slot]),
         ]
         with m.If(self.write):
@@ -202,7 +205,7 @@ class Pe(wiring.Component):
         slot = Signal(range(shape.slots))
         m.d.comb += slot.eq(current.bank * shape.row_blocks + current.block)
         shared = {"enable": current.valid, "clear": ~current.second, "msb": ~current.second}
-        shared |= {"first": delayed(m, current.first, ADDEND_CYCLES), "read_slot": delayed(m, slot, ADDEND_CYCLES)}
+        shared |= {"first": delayed(m, current.first, ADDEND_CYCLES), "read_slot": delayed(m, slot, READ_CYCLES)}
         shared |= {"write": delayed(m, current.last, WRITE_CYCLES), "write_slot": delayed(m, slot, WRITE_CYCLES)}
         shared["out_slot"] = out_slot
         columns = self._columns(m, tile, current)

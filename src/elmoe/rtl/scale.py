@@ -1,9 +1,8 @@
 """The floating-point half of a PE lane: INT32 group sum x (FP16 weight scale x FP32 activation scale) + FP32 sum.
 
-Bit-exact with `golden.py` (and so with the engine) on its domain: every product and sum is rounded to nearest even, and
-subnormal numbers are kept. Nine pipeline stages: the combined scale takes SCALE_LATENCY cycles beside the dot product,
-the product TERM_LATENCY, the addition ADD_LATENCY, which is also how long one accumulator must rest between two groups.
-FP16 scales are normalised once per weight column (`normal_half`), not in every lane.
+Bit-exact with `golden.py`, and so with the engine, on its domain: products and sums are rounded to nearest even, and
+subnormal numbers are kept. Registers: SCALE_LATENCY for the combined scale, beside the dot product; TERM_LATENCY for
+the product; ADD_LATENCY for the addition, whose last stage ends in the accumulator that takes the sum. FP16 scales are normalised once per weight column (`normal_half`), not in every lane.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from elmoe.rtl.dot import delayed
 
 SCALE_LATENCY = 3
 TERM_LATENCY = 4
-ADD_LATENCY = 4
+ADD_LATENCY = 3
 HALF_BITS = 18
 """A normalised FP16 number: sign, 6 bits of exponent, 11 of mantissa with its leading one (0 for zero)."""
 SUM_BITS = 20
@@ -27,7 +26,7 @@ SUM_BITS = 20
 MANTISSA, EXPONENT_BITS = 24, 8
 DEEPEST_SUBNORMAL_SHIFT = 7
 """Of a combined scale: 2**-24 * 2**-107 lies 5 places below the smallest normal number."""
-PRODUCT_CUT = 20.0
+PRODUCT_CUT = 19.0
 """Depth of the pipeline cut inside a multiplier, in carry delays."""
 HALF_EXPONENT_BIAS = 35
 """``value = mantissa * 2**(stored - 35)``; stored is 1 for the smallest subnormal number."""
@@ -119,7 +118,7 @@ class ScaleAccumulate(wiring.Component):
 
     weight_scale (normalised, HALF_BITS) and activation_scale (FP32) with a pass's operands; group_sum
     SCALE_LATENCY cycles later; `first` and addend (the running FP32 sum) TERM_LATENCY after that -> total,
-    ADD_LATENCY after that. With `first` the addend counts as nothing.
+    ADD_LATENCY after that, not yet registered. With `first` the addend counts as nothing.
     """
 
     def __init__(self, structural: bool) -> None:
@@ -211,4 +210,4 @@ class ScaleAccumulate(wiring.Component):
         biased, infinite = register(m, (exponent + 1 - limited)[:9]), register(m, exponent == 255)
         rounded = packed(Parts(sign, biased, normal[-MANTISSA:]), normal[3], normal[:3] != 0)
         magnitude = saturated(m, Mux(infinite, 255 << (MANTISSA - 1), rounded))
-        return Cat(register(m, magnitude), register(m, sign))
+        return Cat(magnitude, sign)

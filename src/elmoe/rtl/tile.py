@@ -25,8 +25,8 @@ from elmoe.rtl.designs import GROUP, NIBBLE_BITS, Design, Precision
 PLANE_BITS = GROUP * NIBBLE_BITS
 HALF_BITS, SINGLE_BITS, CODE_BITS = 16, 32, 8
 ACCUMULATE_CYCLES = 5
-"""From reading a running sum to reading it again: four stages of addition and the register."""
-PIPELINE_CYCLES = 12
+"""From reading a running sum to reading it again: the register behind its slot, and four stages of addition."""
+PIPELINE_CYCLES = 11
 """From the last pass of a tile to its sums in the accumulators."""
 DEFAULT_BLOCKS = 2
 LARGEST_COUNT = (1 << 16) - 1

@@ -17,7 +17,7 @@ from elmoe.rtl.designs import ACTIVATION_BITS, GROUP, NIBBLE_BITS, Design, Preci
 from elmoe.rtl.tile import DEFAULT_BLOCKS, joined
 
 DOT_CYCLES = 3
-SCALE_CYCLES, TERM_CYCLES, ADD_CYCLES = 3, 4, 4
+SCALE_CYCLES, TERM_CYCLES, ADD_CYCLES = 3, 4, 3
 """As in `dot.py` and `scale.py`, which a test compares; this file needs no Amaranth."""
 CODES = 256
 WIDEST = 2**19
@@ -318,7 +318,8 @@ def _lane(design: Design, rng: random.Random) -> Vectors:
         )
         sums[slot] = group.result
         inputs[last] |= {"weight_scale": normal_half(group.weight_scale), "activation_scale": group.activation_scale}
-        inputs[last + before] |= {"first": int(first), "read_slot": slot}
+        inputs[last + before - 1]["read_slot"] = slot
+        inputs[last + before]["first"] = int(first)
         inputs[last + after] |= {"write": 1, "write_slot": slot}
         inputs[last + after + 1]["out_slot"] = slot
         expected[last + after + 1] = {"out": group.result}

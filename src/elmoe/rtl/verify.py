@@ -18,7 +18,7 @@ import numpy as np
 
 from elmoe.errors import ConfigError
 from elmoe.quant.arithmetic import quantize_activations
-from elmoe.quant.bitnested import quantize
+from elmoe.quant.bitnested import Float16, Float32, Int8, quantize
 from elmoe.rtl import icarus, timing
 from elmoe.rtl.behaviour import run_behavioural
 from elmoe.rtl.blocks import Block
@@ -123,17 +123,20 @@ def _run_verilog(block: Block, design: Design, level: Level, tools: Tools, given
     return icarus.run_vectors(top, sources, ports, given.head(SDF_CYCLES), sdf=delays)
 
 
-def random_operands(
-    shape: PeShape, design: Design, precision: Precision, size: tuple[int, int, int], seed: int
-) -> Operands:
-    """A job of random numbers, `size` rows x outputs x inputs; magnitudes of groups differ by powers of four."""
+def random_layer(rows: int, outputs: int, inputs: int, seed: int) -> tuple[tuple[Int8, Float32], tuple[Int8, Float16]]:
+    """Activations [rows, inputs] and weights [outputs, inputs] with their scales; groups differ by powers of four."""
     rng = np.random.default_rng(seed)
-    rows, outputs, inputs = size
     spread = (4.0 ** rng.integers(-6, 3, size=inputs // 32)).repeat(32)
     x = rng.normal(size=(rows, inputs)) * spread
     w = rng.normal(size=(outputs, inputs)) / spread[::-1]
-    activations, weights = quantize_activations(x.astype(np.float32)), quantize(w.astype(np.float32))
-    return operands(shape, design, precision, activations, weights)
+    return quantize_activations(x.astype(np.float32)), quantize(w.astype(np.float32))
+
+
+def random_operands(
+    shape: PeShape, design: Design, precision: Precision, size: tuple[int, int, int], seed: int
+) -> Operands:
+    """A job of random numbers, `size` rows x outputs x inputs."""
+    return operands(shape, design, precision, *random_layer(*size, seed))
 
 
 def pe_jobs(shape: PeShape, design: Design) -> list[Operands]:

@@ -31,20 +31,20 @@ def dot_workload(design: Design, precision: Precision, groups: int, hold: int, s
     return dot_vectors(design, passes)
 
 
-def scale_workload(groups: int, seed: int = 3) -> Vectors:
-    """One group per cycle, sums of five groups on their way."""
+def scale_workload(groups: int, passes: int, seed: int = 3) -> Vectors:
+    """One group in `passes` cycles. In W8 the sum of the first pass goes by on its way to nowhere, and costs energy."""
     rng = np.random.default_rng(seed)
     totals = rng.normal(0, ACTIVATION_DEVIATION * WEIGHT_DEVIATION * GROUP**0.5, groups)
     weight_scales = np.abs(rng.normal(4e-4, 1e-4, groups)).astype(np.float16).view(np.uint16)
     scales = np.abs(rng.normal(0.02, 0.01, groups)).astype(np.float32)
     addends = (np.cumsum(totals) * 8e-6).astype(np.float32).view(np.uint32)
-    whole = np.rint(totals).astype(int)
-    return scale_vectors(
-        [
-            Group(int(weight_scales[k]), int(scales.view(np.uint32)[k]), int(whole[k]), k % 320 < 5, int(addends[k]))
-            for k in range(groups)
-        ]
-    )
+    whole, patterns = np.rint(totals).astype(int), scales.view(np.uint32)
+    found = []
+    for k in range(groups):
+        parts = [int(whole[k]) // 16 * 16, int(whole[k])][-passes:]
+        of_group = (int(weight_scales[k]), int(patterns[k]))
+        found += [Group(*of_group, total, k % 320 < 5, int(addends[k])) for total in parts]
+    return scale_vectors(found)
 
 
 def column_workload(design: Design, precision: Precision, tiles: int, tile_cycles: int, seed: int = 3) -> Vectors:

@@ -2,7 +2,8 @@
 
 Bit-exact with `golden.py`, and so with the engine, on its domain: products and sums are rounded to nearest even, and
 subnormal numbers are kept. Registers: SCALE_LATENCY for the combined scale, beside the dot product; TERM_LATENCY for
-the product; ADD_LATENCY for the addition, whose last stage ends in the accumulator that takes the sum. FP16 scales are normalised once per weight column (`normal_half`), not in every lane.
+the product; ADD_LATENCY for the addition, whose last stage ends in the accumulator that takes the sum. FP16 scales are
+normalised once per weight column (`normal_half`), not in every lane.
 """
 
 from __future__ import annotations

@@ -11,10 +11,12 @@ designs.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from elmoe.rtl.pe_model import MACRO
 from elmoe.rtl.synth import Synthesis, overhead_percent, synthesise
 from elmoe.rtl.tables import clock_energies, transition_energy
 from elmoe.rtl.tile import PeShape
-from elmoe.rtl.timing import analyse
+from elmoe.rtl.timing import Timing, analyse
 from elmoe.rtl.vectors import Vectors, vectors
 from elmoe.rtl.workloads import column_workload, dot_workload, scale_workload
 from elmoe.rtl.yosys import Yosys, find_yosys
@@ -59,6 +61,7 @@ class Bench:
         self.libraries = {"conservative": library, "all": everything, "none": None}
         self._made: dict[tuple[str, Design, str], Synthesis] = {}
         self._emitted: dict[tuple[str, Design], Emitted] = {}
+        self._timed: dict[tuple[str, Design], Timing] = {}
 
     def emitted(self, block: Block, design: Design) -> Emitted:
         """Verilog."""
@@ -84,13 +87,22 @@ class Bench:
         assert found.mismatches == 0, (block.name, design, found)
         return found
 
-    def powered(self, block: Block, design: Design, given: Vectors, sdf: str) -> Energy:
+    def timed(self, block: Block, design: Design) -> Timing:
+        """Slack and delays of the netlist of conservative cells."""
+        key = (block.name, design)
+        if key not in self._timed:
+            library = self.libraries["conservative"]
+            assert library is not None
+            self._timed[key] = analyse(self.made(block, design), block.file_name(design), library)
+        return self._timed[key]
+
+    def powered(self, block: Block, design: Design, given: Vectors) -> Energy:
         """Energy of a run with delays."""
         library = self.libraries["conservative"]
         assert library is not None
         with tempfile.TemporaryDirectory() as folder:
             vcd = Path(folder) / "run.vcd"
-            self.run(block, design, given, sdf, vcd)
+            self.run(block, design, given, self.timed(block, design).sdf, vcd)
             return energy(self.made(block, design).netlist, vcd, len(given), library)
 
 
@@ -98,86 +110,84 @@ def everything() -> Iterator[tuple[Block, Design]]:
     return ((block, design) for block in blocks().values() for design in block.designs)
 
 
+def both(work: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Two items at a time, results in order: the work is done by other processes."""
+    with ThreadPoolExecutor(2) as pool:
+        found = []
+        for result in pool.map(lambda item: work(*item), items):
+            print(str(result)[:300], flush=True)
+            found.append(result)
+        return found
+
+
 def synthesis(bench: Bench) -> list[dict[str, Any]]:
-    rows = []
-    for cells in bench.libraries:
-        for block, design in everything():
-            found = bench.made(block, design, cells)
-            rows.append({"cells_of": cells, "block": block.name, "design": design.value} | found.figures())
-            say(rows[-1])
-    return rows
+    def one(cells: str, block: Block, design: Design) -> dict[str, Any]:
+        found = bench.made(block, design, cells)
+        return {"cells_of": cells, "block": block.name, "design": design.value} | found.figures()
+
+    return both(one, [(cells, *pair) for cells in bench.libraries for pair in everything()])
 
 
-def timing(bench: Bench) -> tuple[list[dict[str, Any]], dict[tuple[str, Design], str]]:
-    rows, delays = [], {}
-    library = bench.libraries["conservative"]
-    assert library is not None
-    for block, design in everything():
-        found = analyse(bench.made(block, design), block.file_name(design), library)
+def timing(bench: Bench) -> list[dict[str, Any]]:
+    def one(block: Block, design: Design) -> dict[str, Any]:
+        found = bench.timed(block, design)
         row = {"block": block.name, "design": design.value, "slack_ps_at_1_ghz": found.slack_ps}
-        rows.append(row | {"shortest_period_ps": found.shortest_period_ps})
-        delays[block.name, design] = found.sdf
-        say(rows[-1])
-    return rows, delays
+        return row | {"shortest_period_ps": found.shortest_period_ps}
+
+    return both(one, everything())
 
 
-def verification(bench: Bench, delays: dict[tuple[str, Design], str]) -> list[dict[str, Any]]:
+def verification(bench: Bench) -> list[dict[str, Any]]:
     """Mapped netlists on the vectors of the golden model, and again with delays at 1 GHz on some of them."""
-    rows = []
-    for block, design in everything():
+
+    def one(block: Block, design: Design, level: str) -> dict[str, Any]:
         given = vectors(block.name, design)
-        whole = given if block.name == "unit" else given.head(NETLIST_CYCLES)
-        for level, part, sdf in (("netlist", whole, None), ("sdf", given.head(SDF_CYCLES), delays[block.name, design])):
-            found = bench.run(block, design, part, sdf)
-            counts = {"cycles": found.cycles, "compared": found.compared, "mismatches": found.mismatches}
-            rows.append({"block": block.name, "design": design.value, "level": level} | counts)
-            say(rows[-1])
-    return rows
+        sdf = bench.timed(block, design).sdf if level == "sdf" else None
+        part = given.head(SDF_CYCLES if sdf else max(NETLIST_CYCLES, len(given) * (block.name == "unit")))
+        found = bench.run(block, design, part, sdf)
+        counts = {"cycles": found.cycles, "compared": found.compared, "mismatches": found.mismatches}
+        return {"block": block.name, "design": design.value, "level": level} | counts
+
+    return both(one, [(*pair, level) for pair in everything() for level in ("netlist", "sdf")])
 
 
-def energies(bench: Bench, delays: dict[tuple[str, Design], str]) -> list[dict[str, Any]]:
-    rows = []
-
-    def note(block: str, design: Design, precision: str, hold: int, found: Energy, per_cycle: float) -> None:
-        low, high = found.per(per_cycle)
-        row = {"block": block, "design": design.value, "precision": precision, "hold": hold, "per_cycle": per_cycle}
-        rows.append(row | {"lower_fj": low, "upper_fj": high} | {f"cycle_{k}": v for k, v in vars(found).items()})
-        say(rows[-1])
-
-    dot = block_named("dot32")
-    for design, precision in POWERED:
-        for hold in HOLDS:
-            given = dot_workload(design, precision, GROUPS, hold)
-            found = bench.powered(dot, design, given, delays["dot32", design])
-            note("dot32", design, precision.value, hold, found, 32 / len(precision.roles(design)))
-    scale, column = block_named("scale"), block_named("column")
+def energies(bench: Bench) -> list[dict[str, Any]]:
+    scale, column, dot = (block_named(name) for name in ("scale", "column", "dot32"))
+    work: list[tuple[Block, Design, str, int, float, Vectors]] = []
+    for (design, precision), hold in itertools.product(POWERED, HOLDS):
+        given = dot_workload(design, precision, GROUPS, hold)
+        work.append((dot, design, precision.value, hold, 32 / len(precision.roles(design)), given))
     for passes in (1, 2):
         given = scale_workload(GROUPS, passes)
-        found = bench.powered(scale, Design.AUGMENTED, given, delays["scale", Design.AUGMENTED])
-        note("scale", Design.AUGMENTED, f"{passes} pass", 1, found, 1 / passes)
-    for design in (Design.CONVENTIONAL, Design.AUGMENTED):
-        for precision in Precision:
-            cycles = PeShape().tile_words(precision)
-            given = column_workload(design, precision, GROUPS // cycles, cycles)
-            found = bench.powered(column, design, given, delays["column", design])
-            note("column", design, precision.value, 1, found, 1)
-    return rows
+        work.append((scale, Design.AUGMENTED, f"{passes} pass", 1, 1 / passes, given))
+    for design, precision in itertools.product((Design.CONVENTIONAL, Design.AUGMENTED), Precision):
+        cycles = PeShape().tile_words(precision)
+        given = column_workload(design, precision, GROUPS // cycles, cycles)
+        work.append((column, design, precision.value, 1, 1, given))
+
+    def one(block: Block, design: Design, name: str, hold: int, per_cycle: float, given: Vectors) -> dict[str, Any]:
+        found = bench.powered(block, design, given)
+        low, high = found.per(per_cycle)
+        row = {"block": block.name, "design": design.value, "precision": name, "hold": hold, "per_cycle": per_cycle}
+        return row | {"lower_fj": low, "upper_fj": high} | {f"cycle_{key}": value for key, value in vars(found).items()}
+
+    return both(one, work)
 
 
 def shells(bench: Bench) -> list[dict[str, Any]]:
     """The PE without its lanes: weight columns, activation registers, sequencer, the way out of results."""
-    rows = []
     lane = bench.emitted(block_named("lane"), Design.AUGMENTED)
     ports = [f"input [{w - 1}:0] {n}" for n, w in lane.ports.inputs.items()]
     ports += [f"output [{w - 1}:0] {n}" for n, w in lane.ports.outputs.items()]
     stub = f"(* blackbox *) module lane(input clk, {', '.join(ports)}); endmodule\n"
-    for design in (Design.CONVENTIONAL, Design.AUGMENTED):
+
+    def one(design: Design) -> dict[str, Any]:
         text = stub + verilog(Pe(design, PeShape(), lanes="lane"), "pe", bench.yosys, reset=True)
         found = synthesise(text, "pe", bench.yosys, bench.libraries["conservative"], black_boxes=("lane",))
         flops = sum(count for kind, count in found.by_cell.items() if kind.startswith("DFF"))
-        rows.append({"design": design.value, "flip_flops": flops} | found.figures())
-        say(rows[-1])
-    return rows
+        return {"design": design.value, "flip_flops": flops} | found.figures()
+
+    return both(one, [(Design.CONVENTIONAL,), (Design.AUGMENTED,)])
 
 
 def sram(folder: Path | None) -> dict[str, Any]:
@@ -219,10 +229,6 @@ def flip_flop_clock(library: Library) -> list[float]:
     return [round(2 * x, 4) for x in transition_energy(cell, cell.register.attributes["clocked_on"], 0.0)]
 
 
-def say(row: object) -> None:
-    print(row, flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--liberty", type=Path, nargs="+", required=True)
@@ -233,16 +239,15 @@ def main() -> None:
     library = read_library(arguments.liberty)
     bench = Bench(find_yosys(), library, read_library(arguments.liberty, ()))
     made = synthesis(bench)
-    timed, delays = timing(bench)
     document = {
         "synthesis": made,
         "overhead_percent": {
             cells: overhead_percent([row for row in made if row["cells_of"] == cells]) for cells in bench.libraries
         },
-        "timing": timed,
+        "timing": timing(bench),
         "shells": shells(bench),
-        "verification": verification(bench, delays),
-        "energy": energies(bench, delays),
+        "verification": verification(bench),
+        "energy": energies(bench),
         "sram": sram(arguments.sram),
         "flip_flop_clock_fj": flip_flop_clock(library),
     }

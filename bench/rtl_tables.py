@@ -89,12 +89,17 @@ def verification(document: dict[str, Any]) -> str:
 
 def energies(document: dict[str, Any]) -> str:
     """Of the dot product, fJ per multiply-accumulate."""
+    dots = [row for row in document["energy"] if row["block"] == "dot32"]
+    middle = {(row["design"], row["precision"], row["hold"]): row["lower_fj"] + row["upper_fj"] for row in dots}
     rows = []
-    for row in document["energy"]:
-        if row["block"] == "dot32":
-            cell = f"{row['lower_fj']:.0f} to {row['upper_fj']:.0f}"
-            rows.append([row["design"], row["precision"], row["hold"], cell, f"{row['cycle_toggles']:.0f}"])
-    columns = ["`dot32`", "weights", "groups per weight tile", "fJ per multiply-accumulate", "toggles per cycle"]
+    for row in dots:
+        cell = f"{row['lower_fj']:.0f} to {row['upper_fj']:.0f}"
+        key = (row["precision"], row["hold"])
+        plain = middle.get(("conventional", *key), 0)
+        change = f"{100 * (middle['augmented', *key] / plain - 1):+.1f} %" if row["design"] == "augmented" else ""
+        rows.append([row["design"], *key, cell, change, f"{row['cycle_toggles']:.0f}"])
+    columns = ["`dot32`", "weights", "groups per weight tile", "fJ per multiply-accumulate"]
+    columns += ["augmented over conventional", "toggles per cycle"]
     return markdown_table(columns, rows)
 
 

@@ -67,6 +67,17 @@ def test_synth_without(workplace, capsys):
     assert "native-4x8" in out
 
 
+def test_area(workplace, capsys):
+    found = document("rtl area --pes 32", capsys)
+    assert abs(found["lsb_augmentation_overhead_percent"]) < 1
+    augmented = found["designs"]["augmented"]
+    assert augmented["pe_um2"] == pytest.approx(sum(part["high"] for part in augmented["area_um2"]))
+    assert augmented["die_mm2"] == pytest.approx(32 * augmented["pe_um2"] / 0.7 / 1e6)
+    assert {part["status"] for part in augmented["mac_fj"]["w4"]} == {"measured", "extrapolated", "assumed"}
+    assert run("rtl area") == 0
+    assert "16 PEs at 70% utilisation (assumed)" in capsys.readouterr().out
+
+
 def test_verify(workplace, capsys):
     found = document("rtl verify --block nibble_column --level behavioural --level verilog --level sdf", capsys)
     assert found["mismatches"] == 0
@@ -114,6 +125,7 @@ def test_without_amaranth(workplace, capsys, monkeypatch, verb):
         ("rtl emit --block pe --port-bits 77", "port_bits = 77: the port must carry whole columns"),
         ("rtl emit --block scale --design native-8x8", "scale: not made as native-8x8"),
         ("rtl emit --block unit -o small.lib", "small.lib cannot be written"),
+        ("rtl area --pes 0", "a die has at least one PE and a utilisation in (0, 1]"),
         ("rtl melt", "No such command 'melt'"),
     ],
 )

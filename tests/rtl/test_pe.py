@@ -65,7 +65,6 @@ def test_emitted_verilog_gives_the_same_results_in_the_same_cycles(yosys):
     run, naive = run_icarus_pe(text, shape, jobs), run_behavioural_pe(Design.AUGMENTED, shape, jobs)
     assert run.results == wanted(jobs)
     assert (run.advanced, run.finished) == (naive.advanced, naive.finished)
-    assert run_icarus_pe(text, shape, jobs, share=0.5).results == wanted(jobs)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import typer
 
 from elmoe.cli.console import Json, emit_json, err, out, say, table
 from elmoe.errors import ConfigError, InternalError
-from elmoe.rtl.designs import Design
+from elmoe.rtl.designs import Design, Precision
 from elmoe.rtl.liberty import CONSERVATIVE
 from elmoe.trace.atomic import atomic_file, storage_errors
 
@@ -169,6 +169,38 @@ def synth(
         emit_json(document)
         return
     _show_synthesis(rows, overheads, library is not None)
+
+
+@app.command()
+def area(
+    pes: Annotated[int, typer.Option(help="PEs of the die: 16 at 4 GB of HB, 32 at 8 GB.")] = 16,
+    utilisation: Annotated[float, typer.Option(help="Share of the die that cells cover (assumed).")] = 0.7,
+    json: Json = False,
+) -> None:
+    """Area of a PE and its die, energy of a multiply-accumulate: every part with how it is known."""
+    from elmoe.rtl.pe_model import area_parts, die_mm2, mac_parts, measured, total
+
+    numbers = measured()
+    found: dict[str, Any] = {}
+    for design in (Design.CONVENTIONAL, Design.AUGMENTED):
+        parts = area_parts(design, numbers)
+        macs = {precision: mac_parts(design, precision, numbers) for precision in Precision}
+        found[design.value] = {
+            "pe_um2": total(parts)[1],
+            "die_mm2": die_mm2(parts, pes, utilisation),
+            "area_um2": [part.as_dict() for part in parts],
+            "mac_fj": {key.value: [part.as_dict() for part in of] for key, of in macs.items()},
+        }
+    plain, augmented = (found[design.value] for design in (Design.CONVENTIONAL, Design.AUGMENTED))
+    percent = 100 * (augmented["pe_um2"] / plain["pe_um2"] - 1)
+    if json:
+        settings = {"pes": pes, "utilisation": utilisation, "cells": "ASAP7 RVT TT, bench/rtl.py"}
+        emit_json({"lsb_augmentation_overhead_percent": percent, "config": settings, "designs": found})
+        return
+    lines = [(part["part"], f"{part['high']:,.0f}", part["status"], part["source"]) for part in augmented["area_um2"]]
+    out.print(table("one LSB-augmented PE, um2 of ASAP7 cells", ("part", "um2", "status", "how"), lines))
+    say(f"{augmented['pe_um2']:,.0f} um2, {percent:+.2f} % over conventional bit-slicing")
+    say(f"{pes} PEs at {utilisation:.0%} utilisation (assumed): {augmented['die_mm2']:.2f} mm2")
 
 
 def _show_synthesis(rows: Sequence[dict[str, Any]], overheads: dict[str, float], with_library: bool) -> None:

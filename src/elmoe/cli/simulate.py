@@ -94,17 +94,7 @@ def simulate(
             queries.append(Query(machine, shape, profile, named, wanted, way, batches, contexts, acceptance))
     found = rows(queries, specs)
     _say_origins(loads)
-    devices = {name for machine in machines for name in machine.devices}
-    config = {
-        "mac_energy": mac_energy,
-        "machines": [
-            {"system": machine.name, "hb_gb": machine.hb_equivalent_gb, **machine.as_tables()} for machine in machines
-        ],
-        "models": {shape.name: asdict(shape) for shape, _, _ in loads},
-        "profiles": [{"model": shape.name, "workload": named, **profile.as_dict()} for shape, profile, named in loads],
-        "dram": {name: as_table(load_device(name).quantities) for name in sorted(devices)},
-        "schemes": specs.as_tables(),
-    }
+    config = {"mac_energy": mac_energy} | _config(machines, loads, specs)
     if output is not None:
         write_rows(output, found, config)
     played = None if timeline is None else play_layer(queries[0], specs)
@@ -119,6 +109,20 @@ def simulate(
         say(f"{timeline}: one MoE layer in {found_us:.1f} us, by the fast formula {fast_us:.1f} us")
     if output is not None:
         say(f"{output}: {len(found)} rows", err)
+
+
+def _config(machines: list[Machine], loads: list[tuple[SimModel, Profile, str]], specs: SchemeSpecs) -> dict[str, Any]:
+    """Every number that a result hangs on, with its source."""
+    devices = {name for machine in machines for name in machine.devices}
+    return {
+        "machines": [
+            {"system": machine.name, "hb_gb": machine.hb_equivalent_gb, **machine.as_tables()} for machine in machines
+        ],
+        "models": {shape.name: asdict(shape) for shape, _, _ in loads},
+        "profiles": [{"model": shape.name, "workload": named, **profile.as_dict()} for shape, profile, named in loads],
+        "dram": {name: as_table(load_device(name).quantities) for name in sorted(devices)},
+        "schemes": specs.as_tables(),
+    }
 
 
 def _loads(

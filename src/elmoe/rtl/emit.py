@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elmoe import __version__
 from elmoe.rtl.blocks import Block, Ports, ports_of
 from elmoe.rtl.designs import FULL_ADDER, Design
 from elmoe.rtl.yosys import Yosys
@@ -65,6 +65,6 @@ def verilog(component: Any, name: str, yosys: Yosys, reset: bool = False) -> str
         yosys.run(lines, place)
         made = (place / "design.v").read_text(encoding="utf-8")
     body = re.sub(r"^/\*.*?\*/\s*", "", made, flags=re.DOTALL)
-    header = f"// {name}: made by elmoe {__version__} with `elmoe rtl emit`. Apache-2.0.\n"
+    header = f"// {name}: made by elmoe {importlib.metadata.version('elmoe')}, `elmoe rtl emit`. Apache-2.0.\n"
     full_adder = FULL_ADDER_VERILOG if FULL_ADDER in body else ""
     return f"{header}{full_adder}{body}"

@@ -105,12 +105,12 @@ def mac_parts(design: Design, precision: Precision, numbers: Mapping[str, Any]) 
 
     ConfigError for a precision that the design has not.
     """
-    shape = PeShape()
+    passes, shape = len(precision.roles(design)), PeShape()
     per_pass = shape.rows * shape.columns * GROUP
     words = shape.tile_words(precision)
     macros = shape.port_bits // MACRO_BITS
     dot = numbers["energy_fj"]["dot32"][design.value][precision.value]
-    scale = numbers["energy_fj"]["scale"][str(len(precision.roles(design)))]
+    scale = numbers["energy_fj"]["scale"][str(passes)]
     flop = numbers["energy_fj"]["flip_flop_clock"]
     column = numbers["energy_fj"]["column"][precision.value]
     sram = numbers["sram"][MACRO]

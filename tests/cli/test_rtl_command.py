@@ -121,7 +121,7 @@ def test_without_amaranth(workplace, capsys, monkeypatch, verb):
         ("rtl synth --block unit --yosys nope", "nope cannot be started: No such file or directory"),
         ("rtl verify --level deep", "unknown level 'deep'; known are behavioural, verilog, netlist, sdf"),
         ("rtl verify --block scale --design native-8x8", "nothing was verified: no block is made as these designs"),
-        ("rtl emit --block pe --rows 0", "at least one row"),
+        ("rtl emit --block pe --rows 0", "a PE has 1 to 255 rows, columns and row blocks, not (0, 32, 2)"),
         ("rtl emit --block pe --port-bits 77", "port_bits = 77: the port must carry whole columns"),
         ("rtl emit --block scale --design native-8x8", "scale: not made as native-8x8"),
         ("rtl emit --block unit -o small.lib", "small.lib cannot be written"),

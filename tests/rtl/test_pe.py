@@ -70,7 +70,8 @@ def test_emitted_verilog_gives_the_same_results_in_the_same_cycles(yosys):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"rows": 0}, "at least one row, one column and one row block"),
+        ({"rows": 0}, "a PE has 1 to 255 rows, columns and row blocks, not \\(0, 32, 2\\)"),
+        ({"row_blocks": 256}, "a PE has 1 to 255 rows"),
         ({"port_bits": 100}, "port_bits = 100: the port must carry whole columns of 128 bits"),
         ({"port_bits": 1536}, "fill a plane of 4096 in whole words"),
         ({"port_bits": 4096}, "comes in 2 words, but a sum needs 5 cycles between two groups; make the port narrower"),

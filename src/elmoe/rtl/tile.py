@@ -29,6 +29,7 @@ ACCUMULATE_CYCLES = 5
 PIPELINE_CYCLES = 11
 """From the last pass of a tile to its sums in the accumulators."""
 DEFAULT_BLOCKS = 2
+LARGEST_SIDE = 255
 LARGEST_COUNT = (1 << 16) - 1
 
 
@@ -44,8 +45,9 @@ class PeShape:
     """Blocks of rows that a weight tile can serve before it is dropped; sets the number of accumulators."""
 
     def __post_init__(self) -> None:
-        if min(self.rows, self.columns, self.row_blocks) < 1:
-            raise ConfigError("a PE needs at least one row, one column and one row block")
+        sizes = (self.rows, self.columns, self.row_blocks)
+        if min(sizes) < 1 or max(sizes) > LARGEST_SIDE:
+            raise ConfigError(f"a PE has 1 to {LARGEST_SIDE} rows, columns and row blocks, not {sizes}")
         if self.port_bits < PLANE_BITS or self.columns * PLANE_BITS % self.port_bits or self.port_bits % PLANE_BITS:
             raise ConfigError(
                 f"port_bits = {self.port_bits}: the port must carry whole columns of {PLANE_BITS} bits and fill a "

@@ -43,10 +43,11 @@ bench: $(VENV)/.dev
 	$(ONE_THREAD) $(BIN)/python bench/pool.py --prompts $(PROMPT_DIR)
 	$(ONE_THREAD) $(BIN)/python bench/sampling_rule.py --prompts $(PROMPT_DIR)
 	$(ONE_THREAD) $(BIN)/python bench/cycle_agreement.py
+	$(ONE_THREAD) $(BIN)/python bench/rtl_port.py
 
 verify: $(VERIFY)/.verify
 	cd tests && $(ONE_THREAD) ../$(VERIFY)/bin/python -m verify.make_golden
-	$(ONE_THREAD) $(VERIFY)/bin/python -m pytest -m verify
+	ELMOE_LONG=1 $(ONE_THREAD) $(VERIFY)/bin/python -m pytest -m verify
 	cd tests && $(ONE_THREAD) ../$(VERIFY)/bin/python -m verify.sanitize memory
 	cd tests && $(ONE_THREAD) ../$(VERIFY)/bin/python -m verify.sanitize threads
 	$(ONE_THREAD) $(VERIFY)/bin/python bench/calibrate_simulator.py --markdown

@@ -14,6 +14,7 @@ from elmoe.cli.elasticity import elasticity
 from elmoe.cli.explore import explore
 from elmoe.cli.generate import logits, run, trace
 from elmoe.cli.models import convert, inspect
+from elmoe.cli.rtl import app as rtl
 from elmoe.cli.simulate import simulate
 from elmoe.errors import ConfigError, ElmoeError
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 for verb in (demo, convert, inspect, run, logits, bench, elasticity, trace, simulate, dram, explore):
     app.command()(verb)
+app.add_typer(rtl, name="rtl", help="The PE in Amaranth: emit Verilog, verify it, measure its area.")
 
 
 def _print_version(asked: bool) -> None:

@@ -25,7 +25,7 @@ from elmoe.sim.profile import (
 )
 from elmoe.sim.quantity import as_table
 from elmoe.sim.run import Query, rows
-from elmoe.sim.spec import SCHEMES, SYSTEMS, Machine, load_machine
+from elmoe.sim.spec import MAC_ENERGIES, SCHEMES, SYSTEMS, Machine, load_machine
 from elmoe.sim.timeline import write_timeline
 from elmoe.sim.write_rows import write_rows
 from elmoe.trace.parquet import Trace, read_trace
@@ -68,6 +68,9 @@ def simulate(
     acceptance: Annotated[
         float | None, typer.Option(help="Accepted draft tokens / tree depth, instead of the profile's.")
     ] = None,
+    mac_energy: Annotated[
+        str, typer.Option(help=f"Energy of a multiply-accumulate: {' or '.join(MAC_ENERGIES)} (docs/rtl.md).")
+    ] = MAC_ENERGIES[0],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write .parquet, .csv or .json.")] = None,
     timeline: Annotated[
         Path | None, typer.Option(help="Play one MoE layer of the first row cycle by cycle; Chrome trace as JSON.")
@@ -78,7 +81,7 @@ def simulate(
     recorded = None if trace is None else read_trace(trace)
     specs = scheme_specs() if recorded is None else specs_for_trace(recorded, scheme_specs())
     loads = _loads(model, workload, recorded, specs)
-    machines = _machines(system, hb_gb)
+    machines = [machine.with_mac_energy(mac_energy) for machine in _machines(system, hb_gb)]
     batches = tuple(parse_integers(batch, "batch"))
     asked = () if context is None else tuple(parse_integers(context, "context"))
     queries = []
@@ -91,16 +94,7 @@ def simulate(
             queries.append(Query(machine, shape, profile, named, wanted, way, batches, contexts, acceptance))
     found = rows(queries, specs)
     _say_origins(loads)
-    devices = {name for machine in machines for name in machine.devices}
-    config = {
-        "machines": [
-            {"system": machine.name, "hb_gb": machine.hb_equivalent_gb, **machine.as_tables()} for machine in machines
-        ],
-        "models": {shape.name: asdict(shape) for shape, _, _ in loads},
-        "profiles": [{"model": shape.name, "workload": named, **profile.as_dict()} for shape, profile, named in loads],
-        "dram": {name: as_table(load_device(name).quantities) for name in sorted(devices)},
-        "schemes": specs.as_tables(),
-    }
+    config = {"mac_energy": mac_energy} | _config(machines, loads, specs)
     if output is not None:
         write_rows(output, found, config)
     played = None if timeline is None else play_layer(queries[0], specs)
@@ -115,6 +109,20 @@ def simulate(
         say(f"{timeline}: one MoE layer in {found_us:.1f} us, by the fast formula {fast_us:.1f} us")
     if output is not None:
         say(f"{output}: {len(found)} rows", err)
+
+
+def _config(machines: list[Machine], loads: list[tuple[SimModel, Profile, str]], specs: SchemeSpecs) -> dict[str, Any]:
+    """Every number that a result hangs on, with its source."""
+    devices = {name for machine in machines for name in machine.devices}
+    return {
+        "machines": [
+            {"system": machine.name, "hb_gb": machine.hb_equivalent_gb, **machine.as_tables()} for machine in machines
+        ],
+        "models": {shape.name: asdict(shape) for shape, _, _ in loads},
+        "profiles": [{"model": shape.name, "workload": named, **profile.as_dict()} for shape, profile, named in loads],
+        "dram": {name: as_table(load_device(name).quantities) for name in sorted(devices)},
+        "schemes": specs.as_tables(),
+    }
 
 
 def _loads(

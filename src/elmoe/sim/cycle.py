@@ -10,7 +10,8 @@ Layout and costs per tile are `dataflow.py`'s. What is specified here is order:
   gate and up projections of an expert come before the down projection of its predecessor, which gives exchanges time
   to hide in; IOMEM holds the activations of both.
 - **Array.** EXT first (it is the scarce resource), HB in the gaps, switching at tile boundaries. Where HB sets the pace
-  and products fill the array, a faster EXT can therefore cost a percent.
+  and products fill the array, a faster EXT can therefore cost a percent. A machine that says how wide WMEM's port is
+  (`wmem_port_bytes`) loads a tile word by word while the one before is multiplied, to the cycle as the RTL does.
 - **Link and vector unit.** First come, first served.
 - **Dependencies.** Split expert (MSB in HB, LSB from EXT): HB sums of gate and up go to the row owners; when they and
   the LSB products are there, SiLU and requantization; the owners go on with the LSB of down, and send the activations
@@ -81,7 +82,8 @@ class _Run:
         self.events: list[Event] = []
         self.ext = Stream(EXT, self.flow.ext_rate(ext_gb_per_s), self.agenda, self.events)
         self.hb = Stream(HB, hb_gb_per_s, self.agenda, self.events)
-        self.array = Array([self.ext, self.hb], machine.compute.clock_ghz, self.agenda, self.events)
+        streams, clock_ghz = [self.ext, self.hb], machine.compute.clock_ghz
+        self.array = Array(streams, clock_ghz, self.flow.pipeline_ns, self.agenda, self.events)
         self.vector = Unit(VECTOR, self.agenda, self.events)
         self.link = Unit(LINK, self.agenda, self.events)
         self.link_bytes = 0.0
@@ -150,10 +152,12 @@ class _Expert:
         tile_ns = (flow.tensor_tile_ns if tensor else flow.data_tile_ns)(self.rows, bits)
         tiles = (flow.tensor_tiles if tensor else flow.data_tiles)(step)
         macs = int(self.rows) * weights
-        task = Task(self.index, step, tiles, part, macs, bits, float(tile_ns), step == GATE_UP, done)
+        tile_bytes = flow.tile_bytes(size)
+        load_ns = flow.load_ns(tile_bytes)
+        task = Task(self.index, step, tiles, part, macs, bits, float(tile_ns), load_ns, step == GATE_UP, done)
         if step == DOWN:
             self.open[stream.name] = task
-        return stream, task, flow.tiles_per_half(flow.tile_bytes(size))
+        return stream, task, flow.tiles_per_half(tile_bytes)
 
     def let(self, stream: Stream, now: float) -> None:
         """Down may be multiplied."""

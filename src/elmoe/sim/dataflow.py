@@ -18,6 +18,7 @@ bandwidth of memories, schedules or time.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,12 +105,31 @@ class Dataflow:
         """A PE's own rows against one tile."""
         return self.tensor_tile_ns(self.own_rows(rows), bits)
 
+    def load_cycles(self, tile_bytes: float) -> int:
+        """Words of WMEM's port per weight tile: how many cycles lie between two tiles at least. 0: not modelled."""
+        port = self.machine.compute.wmem_port_bytes
+        return math.ceil(tile_bytes / port - ROUNDING) if port else 0
+
+    def load_ns(self, tile_bytes: float) -> float:
+        """A weight tile from WMEM into the array's registers, beside the products of the tile before."""
+        return self.load_cycles(tile_bytes) / self.machine.compute.clock_ghz
+
+    def paced_ns(self, tile_ns: Floats, expert_bytes: float) -> Floats:
+        """Between two tiles of a stream: products, or weights on their way from WMEM."""
+        return np.maximum(tile_ns, self.load_ns(self.tile_bytes(expert_bytes)))
+
+    @property
+    def pipeline_ns(self) -> float:
+        """From a tile's last pass to its sums."""
+        return self.machine.compute.pipeline_cycles / self.machine.compute.clock_ghz
+
     def tiles_per_half(self, tile_bytes: float) -> int:
         """Weight tiles in one half of a WMEM buffer: what it holds, but no more than IOMEM has operands for.
 
-        ConfigError where not even one tile fits.
+        Where WMEM's port is modelled tiles begin with a word of their own. ConfigError where not even one tile fits.
         """
         compute = self.machine.compute
+        tile_bytes = max(tile_bytes, self.load_cycles(tile_bytes) * compute.wmem_port_bytes)
         held = int(self.half_bytes / tile_bytes)
         if held < 1:
             raise ConfigError(

@@ -236,7 +236,8 @@ def _rows(work: ExpertWork, number: Floats, ragged: Floats | None) -> tuple[Floa
 
 def _misses(flow: Dataflow, work: ExpertWork, ext_rate: float) -> _Experts:
     count, rows = _rows(work, work.misses, work.miss_rows)
-    tile_ns, half = flow.data_tile_ns(rows, work.miss_bits), _half(flow, work.miss_bytes, ext_rate, flow.data_tiles)
+    tile_ns = flow.paced_ns(flow.data_tile_ns(rows, work.miss_bits), work.miss_bytes)
+    half = _half(flow, work.miss_bytes, ext_rate, flow.data_tiles)
     return _Experts(
         count=count,
         rows=rows,
@@ -245,7 +246,7 @@ def _misses(flow: Dataflow, work: ExpertWork, ext_rate: float) -> _Experts:
         pe_ns=tile_ns * (flow.data_tiles(GATE_UP) + flow.data_tiles(DOWN)),
         link_ns=np.zeros_like(rows),
         vector_ns=flow.owned_vector_ns(rows),
-        wait_ns=flow.owned_vector_ns(rows),
+        wait_ns=flow.pipeline_ns + flow.owned_vector_ns(rows),
         lone_ns=0.0,
         half_ns=half.fetch_ns,
         half_pe_ns=half.tiles * tile_ns,
@@ -254,7 +255,7 @@ def _misses(flow: Dataflow, work: ExpertWork, ext_rate: float) -> _Experts:
 
 def _whole_hits(flow: Dataflow, work: ExpertWork, _: float, hb_rate: float) -> _Experts:
     count, rows = _rows(work, work.hits, work.hit_rows)
-    tile_ns = flow.tensor_tile_ns(rows, work.hb_bits)
+    tile_ns = flow.paced_ns(flow.tensor_tile_ns(rows, work.hb_bits), work.hb_bytes)
     half = _half(flow, work.hb_bytes, hb_rate / flow.pes, flow.tensor_tiles)
     link_ns, vector_ns = flow.link_ns(flow.column_gather_bytes(rows)), flow.column_vector_ns(rows)
     hb_ns = work.hb_bytes / hb_rate + half.gaps_ns(tile_ns)
@@ -267,7 +268,7 @@ def _whole_hits(flow: Dataflow, work: ExpertWork, _: float, hb_rate: float) -> _
         pe_ns=pe_ns,
         link_ns=link_ns,
         vector_ns=vector_ns,
-        wait_ns=vector_ns + link_ns,
+        wait_ns=flow.pipeline_ns + vector_ns + link_ns,
         lone_ns=np.maximum(hb_ns, pe_ns),
         half_ns=half.fetch_ns,
         half_pe_ns=half.tiles * tile_ns,
@@ -277,8 +278,10 @@ def _whole_hits(flow: Dataflow, work: ExpertWork, _: float, hb_rate: float) -> _
 def _split_hits(flow: Dataflow, work: ExpertWork, ext_rate: float, hb_rate: float) -> _Experts:
     """EXT sets the pace: HB is ahead, so its sums have arrived when the LSB products are done."""
     count, rows = _rows(work, work.hits, work.hit_rows)
-    tile_ns, half = flow.data_tile_ns(rows, LSB_BITS), _half(flow, work.hit_ext_bytes, ext_rate, flow.data_tiles)
-    tensor_ns = flow.tensor_tile_ns(rows, work.hb_bits) * (flow.tensor_tiles(GATE_UP) + flow.tensor_tiles(DOWN))
+    tile_ns = flow.paced_ns(flow.data_tile_ns(rows, LSB_BITS), work.hit_ext_bytes)
+    half = _half(flow, work.hit_ext_bytes, ext_rate, flow.data_tiles)
+    tensor_tile_ns = flow.paced_ns(flow.tensor_tile_ns(rows, work.hb_bits), work.hb_bytes)
+    tensor_ns = tensor_tile_ns * (flow.tensor_tiles(GATE_UP) + flow.tensor_tiles(DOWN))
     port = flow.sums_bytes(rows) + flow.owned_gather_bytes(rows) + flow.scatter_bytes(rows)
     return _Experts(
         count=count,
@@ -288,7 +291,7 @@ def _split_hits(flow: Dataflow, work: ExpertWork, ext_rate: float, hb_rate: floa
         pe_ns=tensor_ns + tile_ns * (flow.data_tiles(GATE_UP) + flow.data_tiles(DOWN)),
         link_ns=flow.link_ns(port),
         vector_ns=flow.owned_vector_ns(rows),
-        wait_ns=flow.owned_vector_ns(rows),
+        wait_ns=flow.pipeline_ns + flow.owned_vector_ns(rows),
         lone_ns=work.hb_bytes / hb_rate,
         half_ns=half.fetch_ns,
         half_pe_ns=half.tiles * tile_ns,

@@ -92,6 +92,8 @@ class Task:
     """Of all PEs."""
     bits: int
     tile_ns: float
+    load_ns: float
+    """A tile from WMEM into the array, beside the products of the one before; 0 where that is not modelled."""
     open: bool
     """Its operands are there. Until then its weights are fetched as far as WMEM reaches, but not multiplied."""
     done: Action
@@ -159,12 +161,14 @@ class Stream:
         """Whether the array can work on the oldest half."""
         return self.read < self.fetched and self.chunks[self.read].task.open
 
-    def finished_chunk(self, now: float) -> None:
-        """The oldest half is free again."""
+    def finished_chunk(self, now: float, done: float) -> None:
+        """The oldest half is free again; its sums are there at `done`."""
         chunk = self.chunks[self.read]
         self.read += 1
         self.fetch(now)
-        if chunk.last:
+        if chunk.last and done > now:
+            self.agenda.at(done, chunk.task.done)
+        elif chunk.last:
             chunk.task.done(now)
 
 
@@ -173,17 +177,25 @@ class Array:
 
     Of the streams that are ready the first in the list goes first, and takes over from a later one at the next tile
     boundary: whole halves would make the first stream wait longer than its buffer lasts. Starts at a clock edge.
+
+    Where loading is modelled, a tile enters shadow registers while the one before it is multiplied. What comes next is
+    chosen when the last tile chosen becomes active: with `load` and `tile` of the tiles, as in `rtl/pe.py`,
+    ``active[i+1] = max(max(active[i], ready[i+1]) + load, active[i] + tile)``.
     """
 
-    def __init__(self, streams: list[Stream], clock_ghz: float, agenda: Agenda, events: list[Event]) -> None:
+    def __init__(
+        self, streams: list[Stream], clock_ghz: float, pipeline_ns: float, agenda: Agenda, events: list[Event]
+    ) -> None:
         self.streams = streams
         self.busy_ns = 0.0
         self.macs = {4: 0, 8: 0}
         self._clock_ghz = clock_ghz
+        self._pipeline_ns = pipeline_ns
         self._agenda = agenda
         self._events = events
         self._running: Stream | None = None
-        self._start = self._end = 0.0
+        self._start = self._first = self._last = self._free = self._before = self._end = 0.0
+        """First tile leaves WMEM, is active; last one is active, is multiplied (and before the run); next choice."""
         self._tiles = 0
         self._run = 0
         for stream in streams:
@@ -206,18 +218,25 @@ class Array:
             stream.tiles_left = chunk.tiles
         self._running = stream
         self._start = math.ceil(now * self._clock_ghz - ROUNDING) / self._clock_ghz
-        self._stop_after(stream.tiles_left, chunk.task.tile_ns)
+        self._before = self._free
+        self._first = max(self._start + chunk.task.load_ns, self._free)
+        self._stop_after(stream.tiles_left, chunk.task)
 
     def _cut(self, now: float) -> None:
+        """Let the tiles that have left WMEM, or are leaving it, be the last ones."""
         assert self._running is not None
-        tile_ns = self._running.chunks[self._running.read].task.tile_ns
-        tiles = max(0, math.ceil((now - self._start - ROUNDING) / tile_ns))
+        task = self._running.chunks[self._running.read].task
+        begun = now - ROUNDING > self._start
+        later = max(0, math.ceil((now - self._first - ROUNDING) / max(task.tile_ns, task.load_ns)))
+        tiles = (begun if task.load_ns else 0) + later
         if tiles < self._tiles:
-            self._stop_after(tiles, tile_ns)
+            self._stop_after(tiles, task)
 
-    def _stop_after(self, tiles: int, tile_ns: float) -> None:
+    def _stop_after(self, tiles: int, task: Task) -> None:
         self._tiles = tiles
-        self._end = self._start + tiles * tile_ns
+        self._last = self._first + (tiles - 1) * max(task.tile_ns, task.load_ns)
+        self._free = self._last + task.tile_ns if tiles else self._before
+        self._end = (self._last if task.load_ns else self._free) if tiles else self._start
         self._run += 1
         run = self._run
         self._agenda.at(self._end, lambda now: self._stopped(now, run))
@@ -232,12 +251,12 @@ class Array:
         if self._tiles:
             self._note(stream, stream.chunks[stream.read])
         if not stream.tiles_left:
-            stream.finished_chunk(now)
+            stream.finished_chunk(now, self._free + self._pipeline_ns)
         self.dispatch(now)
 
     def _note(self, stream: Stream, chunk: Chunk) -> None:
-        self.busy_ns += self._end - self._start
+        self.busy_ns += self._free - self._first
         if not stream.tiles_left:
             self.macs[chunk.task.bits] += chunk.macs
         task = chunk.task
-        self._events.append(Event("PE", stream.name, task.expert, task.step, stream.read, self._start, self._end))
+        self._events.append(Event("PE", stream.name, task.expert, task.step, stream.read, self._first, self._free))

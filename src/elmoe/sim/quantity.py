@@ -34,6 +34,8 @@ class Status(Enum):
     """Chosen by us where nobody says; the source gives the reason."""
     CALIBRATED = "calibrated"
     """Fitted; the source says to what."""
+    EXTRAPOLATED = "extrapolated"
+    """Put together from what was measured on parts, and what is assumed about the rest."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ class Compute(Spec):
     """Passes over a 4-bit tile: half of cycles_w8 where the multipliers are bit-sliced."""
     wmem_bytes: int = quantity("B", above=0)
     iomem_bytes: int = quantity("B", above=0)
+    wmem_port_bytes: int = quantity("B", minimum=0, default=0)
+    """Weights that WMEM delivers to the array per cycle. 0: not modelled, a tile is there when its turn comes."""
+    pipeline_cycles: int = quantity("cycle", minimum=0, default=0)
+    """From a tile's last pass to its sums. 0: not modelled."""
 
     def macs_per_ns(self, bits: int) -> float:
         """Multiply-accumulates per ns of all PEs, every row in use, for weights of 8 or 4 bits."""
@@ -109,6 +113,21 @@ class Power(Spec):
     hb_static_w_per_gb: float = quantity("W/GB", minimum=0)
 
 
+MAC_ENERGIES = ("literature", "rtl")
+"""Where the energy of a multiply-accumulate comes from: the files of the systems, or `specs/mac_energy.toml`."""
+
+
+@dataclass(frozen=True)
+class MacEnergy(Spec):
+    """Energies of a multiply-accumulate that the RTL has, for the two kinds of PEs."""
+
+    sliced_w8_pj: float = quantity("pJ", above=0)
+    """Two passes of the LSB-augmented bit-sliced multiplier."""
+    sliced_w4_pj: float = quantity("pJ", above=0)
+    native_w8_pj: float = quantity("pJ", above=0)
+    """Conventional 8-bit multipliers, which 4-bit weights pass, too."""
+
+
 SECTIONS: dict[str, type[Spec]] = {
     "compute": Compute,
     "ext": Memory,
@@ -155,6 +174,22 @@ class Machine:
             per_bank = self.hb.gb_per_s / self.hb.channels
             hb = self.hb.changed(why, channels=pes, capacity_gb=hb_gb, gb_per_s=per_bank * pes)
         return replace(self, compute=self.compute.changed(why, pes=pes), hb=hb)
+
+    def with_mac_energy(self, origin: str) -> Machine:
+        """The same with the energy of a multiply-accumulate from one of MAC_ENERGIES; ConfigError for others."""
+        if origin not in MAC_ENERGIES:
+            raise ConfigError(f"unknown mac-energy {origin!r}{nearest(origin, MAC_ENERGIES)}")
+        if origin == "literature":
+            return self
+        table = tomllib.loads((files("elmoe.sim") / "specs" / "mac_energy.toml").read_text(encoding="utf-8"))
+        found = MacEnergy.from_table(table["rtl"], "mac_energy.toml: rtl")
+        sliced = self.compute.cycles_w4 < self.compute.cycles_w8
+        names = ("sliced_w8_pj", "sliced_w4_pj") if sliced else ("native_w8_pj", "native_w8_pj")
+        values = dict(zip(("mac_w8_pj", "mac_w4_pj"), names, strict=True))
+        entries = {field: found.quantities[name] for field, name in values.items()}
+        numbers = {field: getattr(found, name) for field, name in values.items()}
+        power = replace(self.power, **numbers, quantities=dict(self.power.quantities) | entries)
+        return replace(self, power=power)
 
     @property
     def hb_equivalent_gb(self) -> float:

@@ -72,7 +72,7 @@ class Decoder:
             log.end_pass(Pass(PassKind.DRAFT, rows.count, quality))
 
     def _verify(self, ready: list[Request], trees: list[DraftTree], most: Sequence[int], log: StepLog) -> None:
-        """One target pass over the last tokens and up to `most` drafted ones each; accept, commit, emit, fill the pool."""
+        """One target pass over last tokens and up to `most` drafted ones each; accept, commit, emit, fill the pool."""
         passes = self._passes
         verified = [
             tree.best_nodes(min(count, request.kv.spare_cells))

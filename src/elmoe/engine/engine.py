@@ -358,7 +358,8 @@ class Engine:
         if self.options.fast_bytes is None:
             return  # a pool of a fixed fraction
         cells = sum(
-            request.kv.committed + min(request.prefill_left, self.options.prefill_chunk) + self._scratch(request)
+            max(request.kv.committed + min(request.prefill_left, self.options.prefill_chunk), _to_copy(request))
+            + self._scratch(request)
             for request in self._scheduler.running
         )
         while self.prefixes.cells and self._slots(cells + self.prefixes.cells) < self._least_slots:
@@ -367,3 +368,8 @@ class Engine:
         slots = max(self._least_slots, self._slots(cells + self.prefixes.cells))
         if slots != self.pool.slots:
             self.pool.resize(slots)
+
+
+def _to_copy(request: Request) -> int:
+    """Cells that it may take over from another request in this step."""
+    return request.source[1] if request.source else 0

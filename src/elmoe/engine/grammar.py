@@ -76,7 +76,7 @@ class Grammars:
         return matcher
 
     def _tokens(self) -> LLTokenizer:
-        """llguidance's view of the tokenizer; made when it is first needed, which takes a moment."""
+        """The tokenizer as llguidance sees it; made when it is first needed, which takes a moment."""
         if self._core is None:
             from llguidance import LLTokenizer
 

@@ -30,8 +30,8 @@ class Prefill:
             return
         prompt = np.asarray(request.tokens, dtype=np.int32)
         sequence, best = self.prefixes.longest(request.tokens)
-        for other in running:
-            if other is request or other.source is not None:
+        for other in running[: running.index(request)]:  # those after it may wait for it
+            if other.source is not None:
                 continue
             length = common_length(prompt, np.asarray(other.tokens, dtype=np.int32))
             if length >= best + LEAST_SHARED:

@@ -14,6 +14,7 @@ from elmoe.cli.elasticity import elasticity
 from elmoe.cli.explore import explore
 from elmoe.cli.generate import logits, run, trace
 from elmoe.cli.models import convert, inspect
+from elmoe.cli.serve import serve
 from elmoe.cli.simulate import simulate
 from elmoe.errors import ConfigError, ElmoeError
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, convert, inspect, run, logits, bench, elasticity, trace, simulate, dram, explore):
+for verb in (demo, convert, inspect, run, logits, bench, serve, elasticity, trace, simulate, dram, explore):
     app.command()(verb)
 
 

@@ -89,7 +89,7 @@ class Engine:
         self.grammars: Grammars | None = None
         if tokenizer is not None:
             self.grammars = Grammars(tokenizer, backend.shape.vocab, sorted(stop_tokens))
-        self._stop_tokens = stop_tokens
+        self.stop_tokens = stop_tokens
         self._check_budget()
         self._scheduler = Scheduler(self.options.max_batch, lambda cells: self._slots(cells) >= self._least_slots)
         shape = backend.shape
@@ -248,7 +248,7 @@ class Engine:
         if self.tokenizer is None and generation.stop:
             raise ConfigError(f"stop strings are found in text: {NO_TOKENIZER}")
         shaper = self._shaper(prompt, generation)
-        request = Request(self._requests, prompt, generation, self.tokenizer, self._stop_tokens, shaper)
+        request = Request(self._requests, prompt, generation, self.tokenizer, self.stop_tokens, shaper)
         request.limit_tokens(self.backend.shape.max_context - len(prompt))
         cells = len(prompt) + request.remaining + self._scratch(request)
         if self._slots(cells) < self._least_slots:

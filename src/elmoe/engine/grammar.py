@@ -59,6 +59,13 @@ class Grammars:
                 self._kept.popitem(last=False)
             return GrammarConstraint(matcher.deep_copy(), self._vocab, self._stops)
 
+    def literal(self, text: str) -> str:
+        """The Lark expression for a text that the model writes as it stands, as its own token if it is a mark."""
+        token = self._tokenizer.token_id(text)
+        if token is not None and self._tokens().is_special_token(token):
+            return f"<[{token}]>"
+        return json.dumps(text)
+
     def token_bytes(self, token: int) -> bytes:
         """What a token adds to a text, though it be part of a character; a special token is spelled out."""
         return bytes(self._tokens().decode_bytes([token]))

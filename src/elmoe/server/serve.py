@@ -85,6 +85,7 @@ def _listen(options: ServerOptions) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(1024)
     except socket.gaierror as error:
         raise ConfigError(f"--host {options.host}: {error.strerror}") from None
     except (OSError, OverflowError) as error:

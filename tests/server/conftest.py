@@ -24,7 +24,7 @@ from elmoe.checkpoint.resolve import resolve
 from elmoe.engine.engine import Engine, EngineOptions
 from elmoe.server.app import make_app
 from elmoe.server.options import ServerOptions
-from elmoe.server.serve import DrainingServer, _listen
+from elmoe.server.serve import DrainingServer, listen
 
 TOOL_TEMPLATE = (
     "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}</tools>"
@@ -108,7 +108,7 @@ class Served:
 def serving(engine: Engine, **options: Any) -> Iterator[Served]:
     """A server in a thread of this process."""
     settings = ServerOptions(**{"port": 0, "model_name": "random", **options})
-    listening = _listen(settings)
+    listening = listen(settings)
     app = make_app(engine, settings)
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
     server = DrainingServer(config, app.state.service)

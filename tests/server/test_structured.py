@@ -24,6 +24,7 @@ SCHEMA = {
 FUNCTIONS = [CallableFunction("f", SCHEMA), CallableFunction("g", {"type": "object", "properties": {}})]
 USER = [{"role": "user", "content": "Hi"}]
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 3}}\n</tool_call>'
+ANALYSIS = "<|channel|>analysis<|message|>I.<|end|><|start|>assistant"
 CHANNEL = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>"
 
 
@@ -75,7 +76,7 @@ JSON_CASES = [
     ("think", {"thinking": True}, '{"a": 1}', False),
     ("spelled_think", {}, '<think>hm</think>{"a": 1}', True),
     ("spelled_think", {"thinking": True}, 'hm</think>{"a": 1}', True),
-    ("harmony", {}, '<|channel|>analysis<|message|>I.<|end|><|start|>assistant<|channel|>final<|message|>{"a": 1}', True),
+    ("harmony", {}, ANALYSIS + '<|channel|>final<|message|>{"a": 1}', True),
     ("harmony", {}, '<|channel|>final <|constrain|>json<|message|>{"a": 1}', True),
     ("harmony", {}, "<|channel|>final<|message|>Yes", False),
 ]  # fmt: skip

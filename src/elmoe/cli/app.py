@@ -8,6 +8,7 @@ import typer
 
 from elmoe import __version__
 from elmoe.cli.bench import bench
+from elmoe.cli.chat import chat
 from elmoe.cli.demo import demo
 from elmoe.cli.dram import dram
 from elmoe.cli.elasticity import elasticity
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, convert, inspect, run, logits, bench, serve, elasticity, trace, simulate, dram, explore):
+for verb in (demo, convert, inspect, run, chat, logits, bench, serve, elasticity, trace, simulate, dram, explore):
     app.command()(verb)
 
 

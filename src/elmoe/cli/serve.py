@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from elmoe.cli import options as opt
-from elmoe.cli.console import Model
+from elmoe.cli.console import Json, Model, emit_json, parse_bytes
 from elmoe.engine.controller import Mode
 from elmoe.errors import ConfigError
-
-log = logging.getLogger("elmoe.server")
 
 
 def serve(
@@ -42,9 +40,9 @@ def serve(
     pool_fraction: opt.PoolFraction = None,
     fast_bytes: opt.FastBytes = None,
     backend: opt.BackendName = "cpu",
+    json: Json = False,
 ) -> None:
     """Serve a model: OpenAI-compatible API, chat page at /, /metrics, /health."""
-    from elmoe.cli.console import parse_bytes
     from elmoe.server.logs import LEVELS, set_up
     from elmoe.server.options import ApiKeys, ServerOptions
     from elmoe.server.serve import serve as run_server
@@ -70,7 +68,12 @@ def serve(
         prefix_cache_tokens=prefix_cache_tokens,
     )
     set_up(log_level)
-    run_server(opt.open_engine(model, engine_options), options)
+    run_server(opt.open_engine(model, engine_options), options, _print_address if json else None)
+
+
+def _print_address(address: dict[str, Any]) -> None:
+    emit_json(address)
+    sys.stdout.flush()
 
 
 def model_name(model: str) -> str:

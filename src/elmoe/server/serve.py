@@ -7,6 +7,8 @@ import errno
 import logging
 import signal
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 
@@ -46,9 +48,12 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(engine: Engine, options: ServerOptions) -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises ConfigError for an address that cannot be had."""
-    listening = _listen(options)
+def serve(engine: Engine, options: ServerOptions, announce: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises ConfigError for an address that cannot be had.
+
+    announce: told the server's URL and model once it listens.
+    """
+    listening = listen(options)
     app = make_app(engine, options)
     config = uvicorn.Config(
         app,
@@ -64,6 +69,8 @@ def serve(engine: Engine, options: ServerOptions) -> None:
     shown = f"[{host}]" if ":" in host else host
     address = {"url": f"http://{shown}:{port}", "model": options.model_name, "keys": bool(options.keys)}
     log.info("listening", extra=address)
+    if announce is not None:
+        announce(address)
     if not options.local_only and options.keys is None:
         log.warning("anyone who reaches this port may use the model; --api-key-file asks for keys")
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -75,7 +82,7 @@ def serve(engine: Engine, options: ServerOptions) -> None:
         listening.close()
 
 
-def _listen(options: ServerOptions) -> socket.socket:
+def listen(options: ServerOptions) -> socket.socket:
     """A listening socket, had before the model is ready to be asked."""
     where = f"{options.host}:{options.port}"
     try:

@@ -38,7 +38,7 @@ class ServerProcess:
 def serving(model: str, *options: str, log: Path | None = None) -> Iterator[ServerProcess]:
     """A server of `model`; drained and ended on leaving. Its log goes to a file, or nowhere."""
     command = [sys.executable, "-c", "from elmoe.cli.main import main; main()", "serve", model, "--port", "0", "--json"]
-    with open(log or "/dev/null", "w", encoding="utf-8") as errors:
+    with (log or Path("/dev/null")).open("w", encoding="utf-8") as errors:
         process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
             assert process.stdout is not None

@@ -265,6 +265,17 @@ def test_a_page_from_elsewhere_cannot_use_a_local_server(small):
     assert "default-src 'self'" in headers["content-security-policy"]
 
 
+def test_the_reference_page_names_all_endpoints_and_loads_nothing(small):
+    status, page, headers = small.ask("/docs")
+    assert status == 200
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize", "/health", "/metrics"):
+        assert path in page
+    assert "SpeculationFields" in page
+    assert not re.search(r"https?://|<script", page)
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert small.ask("/openapi.json")[1]["info"]["title"] == "elmoe"
+
+
 def test_tokenize_and_back(small):
     _, tokens, _ = small.ask("/tokenize", {"prompt": "Hello you"})
     assert tokens["count"] == len(tokens["tokens"])

@@ -52,7 +52,10 @@ class Grammars:
         if len(grammar) > MAX_GRAMMAR_BYTES:
             raise ConfigError(f"a grammar or schema may have {MAX_GRAMMAR_BYTES:,} characters, not {len(grammar):,}")
         with self._lock:
-            matcher = self._kept.get(grammar) or self._compiled(grammar)
+            matcher = self._kept.get(grammar)
+        if matcher is None:
+            matcher = self._compiled(grammar)  # takes long: others go on meanwhile
+        with self._lock:
             self._kept[grammar] = matcher
             self._kept.move_to_end(grammar)
             while len(self._kept) > KEPT:

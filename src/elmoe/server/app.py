@@ -20,6 +20,7 @@ from elmoe.server.errors import ApiError, from_engine
 from elmoe.server.middleware import Gate, error_headers
 from elmoe.server.options import ServerOptions
 from elmoe.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from elmoe.server.reference import reference_page
 from elmoe.server.service import Service
 
 log = logging.getLogger("elmoe.server")
@@ -53,6 +54,7 @@ def make_app(engine: Engine, options: ServerOptions) -> FastAPI:
         version=__version__,
         description="OpenAI-compatible serving of Mixture-of-Experts models by Elastic self-speculative decoding.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere: `reference.py` needs none
         redoc_url=None,
         responses=REFUSALS,
     )
@@ -60,6 +62,7 @@ def make_app(engine: Engine, options: ServerOptions) -> FastAPI:
     _add_api(app, service)
     _add_operations(app, service)
     _add_page(app)
+    app.get("/docs", include_in_schema=False)(lambda: reference_page(app.openapi()))
     _add_errors(app)
     app.add_middleware(Gate, options=options)
     return app

@@ -59,6 +59,9 @@ class LiveView:
         """See `loop.Observer`."""
         self._ended.add(output.acceptance)
 
+    def failed(self, job: Job) -> None:
+        """See `loop.Observer`."""
+
     def _take(self, jobs: Sequence[Job]) -> None:
         engine, pool = self._engine, self._engine.pool
         total = Acceptance()

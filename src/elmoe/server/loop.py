@@ -79,6 +79,9 @@ class Observer(Protocol):
     def finished(self, job: Job, output: Output) -> None:
         """A request has ended."""
 
+    def failed(self, job: Job) -> None:
+        """A request was refused by the engine, or is lost."""
+
 
 class EngineLoop:
     """Owns an engine."""
@@ -230,6 +233,8 @@ class EngineLoop:
         known = from_engine(error)
         if known.status >= 500:
             log.error("a request failed", exc_info=error)
+        for observer in self._observers:
+            observer.failed(job)
         self._deliver([(job, Delta(Parts(), [], [], [], error=known))])
 
     def _deliver(self, news: Sequence[tuple[Job, Delta | None]]) -> None:

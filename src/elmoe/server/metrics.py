@@ -110,6 +110,12 @@ class Metrics:
         if output.acceptance.tested:
             self.rate.observe(output.acceptance.acceptance_rate)
 
+    def failed(self, job: Job) -> None:
+        """See `loop.Observer`."""
+        if job.request is not None:
+            self._seen.pop(job.request.number, None)
+        self.requests.labels("failed").inc()
+
 
 class _EngineState:
     """What the engine counts itself."""

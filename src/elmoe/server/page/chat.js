@@ -201,7 +201,9 @@ async function look() {
     const last = live.history.at(-1);
     $("rate").textContent = live.running && last ? last.tok_s.toFixed(0) : NOTHING;
     drawLine($("acceptance"), live.history.map((point) => point.acceptance_rate), 1);
-    drawLine($("speed"), live.history.map((point) => point.tok_s), Math.max(1, ...live.history.map((point) => point.tok_s)));
+    const rates = live.history.map((point) => point.tok_s), most = Math.max(1, ...rates);
+    drawLine($("speed"), rates, most);
+    $("most").textContent = `; at most ${most.toFixed(0)}`;
     drawPool(live.pool);
   } catch {
     $("state").textContent = "not connected";

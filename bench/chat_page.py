@@ -1,7 +1,7 @@
 """Screenshots of the chat page at work, for the docs: a desktop in light, a phone in dark.
 
 ``python bench/chat_page.py [MODEL]`` starts `elmoe serve`, asks by keyboard in headless Chromium (Playwright, Debian's
-chromium) and writes docs/images/chat-page-*.png. Look at them before they are committed.
+chromium) and writes docs/img/chat-page-*.png. Look at them before they are committed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from playwright.sync_api import sync_playwright
 from harness import ROOT
 from server_process import serving
 
-IMAGES = ROOT / "docs" / "images"
+IMAGES = ROOT / "docs" / "img"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 VIEWS = {
     "desktop": {"viewport": {"width": 1280, "height": 800}, "color_scheme": "light"},

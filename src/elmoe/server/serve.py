@@ -83,21 +83,22 @@ def serve(engine: Engine, options: ServerOptions, announce: Callable[[dict[str, 
 
 
 def listen(options: ServerOptions) -> socket.socket:
-    """A listening socket, had before the model is ready to be asked."""
+    """A listening socket. Raises ConfigError for an address that is in use or unknown, StorageError for others."""
     where = f"{options.host}:{options.port}"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listening = socket.socket(family, kind, protocol)
+    except socket.gaierror as error:
+        raise ConfigError(f"--host {options.host}: {error.strerror}") from None
+    listening = socket.socket(family, kind, protocol)
+    try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(1024)
-    except socket.gaierror as error:
-        raise ConfigError(f"--host {options.host}: {error.strerror}") from None
-    except (OSError, OverflowError) as error:
-        number = getattr(error, "errno", None)
-        if number == errno.EADDRINUSE:
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
             raise ConfigError(f"{where} is in use; choose another --port") from None
-        raise StorageError(f"{where} cannot be listened on: {error}") from None
+        raise StorageError(f"{where} cannot be listened on: {error.strerror}") from None
     return listening

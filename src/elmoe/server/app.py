@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from importlib import metadata
 from importlib.resources import files
 from typing import Any
 
@@ -14,7 +15,6 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from elmoe import __version__
 from elmoe.engine.engine import Engine
 from elmoe.server.errors import ApiError, from_engine
 from elmoe.server.middleware import Gate, error_headers
@@ -51,7 +51,7 @@ def make_app(engine: Engine, options: ServerOptions) -> FastAPI:
 
     app = FastAPI(
         title="elmoe",
-        version=__version__,
+        version=metadata.version("elmoe"),
         description="OpenAI-compatible serving of Mixture-of-Experts models by Elastic self-speculative decoding.",
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere: `reference.py` needs none

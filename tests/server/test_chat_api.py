@@ -264,6 +264,7 @@ REFUSED = [
     ({"extra_body": {"speculation": {"k": 3}}}, "speculation.k is not a field"),
     ({"extra_body": {"chat_template_kwargs": {"messages": []}}}, "knows no variable 'messages'"),
     ({"stream_options": {"include_usage": True}}, "stream_options needs stream: true"),
+    ({"stream": True, "stream_options": {"include_obfuscation": True}}, "streams are not obfuscated"),
     ({"messages": [{"role": "user", "content": "x" * 9000}]}, "exceed the model's context; 0 new tokens are possible"),
 ]
 

@@ -281,6 +281,7 @@ def test_tokenize_and_back(small):
     assert small.ask("/detokenize", {"tokens": tokens["tokens"]})[1] == {"prompt": "Hello you"}
     _, chat, _ = small.ask("/tokenize", {"messages": CHAT["messages"]})
     assert chat["count"] > tokens["count"]
+    assert small.ask("/tokenize", {"prompt": "a", "model": "other"})[0] == 404
     assert small.ask("/tokenize", {})[0] == small.ask("/detokenize", {"tokens": [1 << 30]})[0] == 400
 
 

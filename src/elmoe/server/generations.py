@@ -98,15 +98,15 @@ class Translator:
         keeps_developer = self._tokenizer.template_mentions("developer")
         return self._tokenizer.encode_chat([_plain(message, keeps_developer) for message in messages], variables)
 
+    def check_model(self, name: str | None) -> None:
+        """Raise ApiError 404 for another model than the one that is served."""
+        if name is not None and name != self._options.model_name:
+            text = f"there is no model {name!r}; this is {self._options.model_name!r}"
+            raise ApiError(404, text, "model_not_found", "model")
+
     def _check(self, asked: GenerationFields) -> None:
         """Refuse what is not done at all."""
-        if asked.model is not None and asked.model != self._options.model_name:
-            raise ApiError(
-                404,
-                f"there is no model {asked.model!r}; this is {self._options.model_name!r}",
-                "model_not_found",
-                "model",
-            )
+        self.check_model(asked.model)
         for name, neutral in NOTHING.items():
             value = getattr(asked, name, None)
             if not any(value is one or (value == one and type(value) is type(one)) for one in neutral):
@@ -115,6 +115,8 @@ class Translator:
             raise invalid("n", f"n must be at most {self._options.max_choices}, not {asked.n}")
         if asked.stream_options is not None and not asked.stream:
             raise invalid("stream_options", "stream_options needs stream: true")
+        if asked.stream_options is not None and asked.stream_options.include_obfuscation:
+            raise unsupported("stream_options", "streams are not obfuscated by this server; leave it out")
 
     def _choices(self, asked: GenerationFields, prompt: list[int], generation: Generation) -> list[Ask]:
         """The texts of one prompt differ in their seeds."""
@@ -152,7 +154,6 @@ class Translator:
 
     def _variables(self, asked: ChatRequest) -> dict[str, Any]:
         """What the chat template is rendered with."""
-        assert self._tokenizer is not None or asked
         known = self._tokenizer.template_variables if self._tokenizer is not None else frozenset()
         given = dict(asked.chat_template_kwargs or {})
         if asked.reasoning_effort is not None:

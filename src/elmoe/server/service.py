@@ -66,6 +66,7 @@ class Service:
 
     async def tokenize(self, asked: TokenizeRequest) -> dict[str, Any]:
         """POST /tokenize."""
+        self.translator.check_model(asked.model)
         tokenizer = self.engine.tokenizer
         if tokenizer is None:
             raise invalid(None, f"there is nothing to tokenize with: {NO_TOKENIZER}")
@@ -82,6 +83,7 @@ class Service:
 
     async def detokenize(self, asked: DetokenizeRequest) -> dict[str, Any]:
         """POST /detokenize."""
+        self.translator.check_model(asked.model)
         tokenizer, vocab = self.engine.tokenizer, self.engine.backend.shape.vocab
         if tokenizer is None:
             raise invalid(None, f"there is nothing to detokenize with: {NO_TOKENIZER}")

@@ -68,7 +68,7 @@ def test_beyond_the_queue_comes_429_and_then_room_again(slow):
         streams = [raw_stream(served, LONG) for _ in range(2)]
         third = threading.Thread(target=served.ask, args=("/v1/chat/completions", CHAT | {"max_tokens": 1}))
         third.start()
-        until(lambda: served.engine.waiting == 1)
+        until(lambda: (served.service.loop.live, served.engine.waiting) == (3, 1))
         status, document, headers = served.ask("/v1/chat/completions", CHAT)
         assert (status, document["error"]["code"]) == (429, "queue_full")
         assert 1 <= int(headers["retry-after"]) <= 60

@@ -9,7 +9,7 @@ from test_engine import DENSE, KV, SLOT, speculations
 
 from elmoe.engine.controller import Mode, Speculation
 from elmoe.engine.prefill import shares
-from elmoe.engine.prefix_cache import PrefixCache, common_length
+from elmoe.engine.prefix_cache import MOST_SEQUENCES, PrefixCache, common_length
 from elmoe.engine.request import Generation
 from elmoe.errors import ConfigError
 from elmoe.trace.schema import PassKind
@@ -108,6 +108,13 @@ def test_the_least_recently_used_goes_first_and_what_is_too_large_is_not_kept():
     assert (cache.cells, len(cache)) == (50, 2)
     assert cache.shrink(49) == [2], "0 was asked for since"
     assert cache.keep(6, [*one, 7], 22) == [0]
+
+
+def test_so_many_sequences_are_kept_at_most():
+    cache = PrefixCache(1 << 30)
+    dropped = [cache.keep(number, [number] * 20, 20) for number in range(MOST_SEQUENCES + 2)]
+    assert dropped[-3:] == [[], [0], [1]]
+    assert len(cache) == MOST_SEQUENCES
 
 
 def test_common_length():

@@ -162,11 +162,6 @@ class Engine:
         return self._scheduler.waiting_count
 
     @property
-    def kv_cells(self) -> int:
-        """KV cells with committed tokens of running requests."""
-        return sum(request.kv.committed for request in self._scheduler.running)
-
-    @property
     def speculation(self) -> Speculation:
         """How to speculate; may be replaced between steps, the text does not change by it."""
         return self._speculation

@@ -16,6 +16,8 @@ from elmoe.backend.protocol import Int32
 
 LEAST_SHARED = 16
 """Common tokens below which nothing is copied."""
+MOST_SEQUENCES = 256
+"""Sequences kept at most: all of them are looked through for each prompt."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Kept:
     """Those whose keys and values are in its first cells."""
     cells: int
     """Cells that it holds, with those that were written beyond its tokens."""
+    head: bytes
+    """Its first tokens: what begins otherwise need not be compared."""
 
 
 def common_length(one: Int32, other: Int32) -> int:
@@ -33,6 +37,10 @@ def common_length(one: Int32, other: Int32) -> int:
     shorter = min(len(one), len(other))
     apart = np.flatnonzero(one[:shorter] != other[:shorter])
     return int(apart[0]) if len(apart) else shorter
+
+
+def _head(tokens: Int32) -> bytes:
+    return tokens[:LEAST_SHARED].tobytes()
 
 
 class PrefixCache:
@@ -50,9 +58,9 @@ class PrefixCache:
     def longest(self, prompt: Sequence[int]) -> tuple[int, int]:
         """(sequence, common tokens) of the one that shares the longest beginning with a prompt; (-1, 0) for none."""
         wanted, best = np.asarray(prompt, dtype=np.int32), (-1, 0)
+        head = _head(wanted)
         for sequence, kept in self._kept.items():
-            length = common_length(wanted, kept.tokens)
-            if length >= max(LEAST_SHARED, best[1] + 1):
+            if kept.head == head and (length := common_length(wanted, kept.tokens)) > best[1]:
                 best = sequence, length
         if best[1]:
             self._kept.move_to_end(best[0])
@@ -60,11 +68,12 @@ class PrefixCache:
 
     def keep(self, sequence: int, tokens: Sequence[int], cells: int) -> list[int]:
         """Take a sequence in; returns those that must be given back, perhaps itself."""
-        new = Kept(np.asarray(tokens, dtype=np.int32), cells)
+        array = np.asarray(tokens, dtype=np.int32)
+        new = Kept(array, cells, _head(array))
         if cells > self.max_cells or len(new.tokens) < LEAST_SHARED:
             return [sequence]
         dropped = []
-        for other, kept in list(self._kept.items()):
+        for other, kept in [each for each in self._kept.items() if each[1].head == new.head]:
             common = common_length(new.tokens, kept.tokens)
             if common == len(new.tokens):  # another one begins with all of it
                 self._kept.move_to_end(other)
@@ -78,7 +87,7 @@ class PrefixCache:
     def shrink(self, cells: int) -> list[int]:
         """Make do with `cells` cells; returns the sequences that must be given back."""
         dropped = []
-        while self.cells > cells:
+        while self.cells > cells or len(self._kept) > MOST_SEQUENCES:
             dropped.append(self._drop(next(iter(self._kept))))
         return dropped
 

@@ -6,6 +6,7 @@ Knows nothing about batches or passes.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -232,11 +233,11 @@ class Request:
     def by_origin(self, text: str) -> list[tuple[str, bool]]:
         """`text`, what `new_text` gave last, in the pieces of its tokens, with whether each was drafted."""
         pieces, place = [], self._shown - len(text)
-        for end, drafted in zip(self._ends, self.drafted, strict=True):
-            if place < end and place < self._shown:
-                stop = min(end, self._shown)
-                pieces.append((self._text[place:stop], drafted))
-                place = stop
+        first = bisect_right(self._ends, place)
+        for end, drafted in zip(self._ends[first:], self.drafted[first:], strict=True):
+            if place < min(end, self._shown):
+                pieces.append((self._text[place : min(end, self._shown)], drafted))
+                place = min(end, self._shown)
         if place < self._shown:
             pieces.append((self._text[place : self._shown], False))
         return pieces

@@ -41,6 +41,18 @@ class Delta:
     error: ApiError | None = None
     """Instead: the request failed."""
 
+    def followed_by(self, later: Delta) -> Delta:
+        """Both as one: a reader that is behind takes several steps at once."""
+        mine, theirs = self.parts, later.parts
+        return Delta(
+            Parts(mine.reasoning + theirs.reasoning, mine.answer + theirs.answer, mine.calls + theirs.calls),
+            self.origins + later.origins,
+            self.tokens + later.tokens,
+            self.logprobs + later.logprobs,
+            later.output,
+            later.error,
+        )
+
 
 @dataclass(eq=False)
 class Job:

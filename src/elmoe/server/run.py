@@ -52,12 +52,21 @@ class Run:
                 except TimeoutError:
                     text = f"the request was not done after {self._timeout_seconds:g} s and was ended"
                     raise ApiError(504, text, "timeout") from None
-                if delta.error is not None:
-                    raise delta.error
-                left -= delta.output is not None
-                yield index, delta
+                for number, whole in self._together(index, delta).items():
+                    if whole.error is not None:
+                        raise whole.error
+                    left -= whole.output is not None
+                    yield number, whole
         finally:
             self.cancel()
+
+    def _together(self, index: int, delta: Delta) -> dict[int, Delta]:
+        """A delta and all that wait behind it, one for each text."""
+        news = {index: delta}
+        while not self._deltas.empty():
+            index, later = self._deltas.get_nowait()
+            news[index] = news[index].followed_by(later) if index in news else later
+        return news
 
     def cancel(self) -> None:
         """End the jobs that still run."""

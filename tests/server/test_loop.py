@@ -1,6 +1,7 @@
 """The engine's thread over the mock backend: what is told, in which order, and what a failing request does."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -78,6 +79,37 @@ def test_deltas_add_up_and_the_last_one_has_the_output():
     assert live == 0
     assert watcher.ended == ["length"] * 2
     assert watcher.steps > 2
+
+
+def test_a_cancelled_request_takes_part_in_no_further_step():
+    async def work(loop):
+        engine, step = loop.engine, loop.engine.step
+
+        def slowly():
+            time.sleep(0.005)
+            return step()
+
+        engine.step = slowly
+        gone, stays = (Run(loop, asks([number], max_tokens=200), "me", 10) for number in (1, 2))
+        await gone.start()
+        await stays.start()
+        for _ in range(3):
+            await gone._deltas.get()
+        steps = engine.steps
+        gone.cancel()
+        while not gone.jobs[0].done:
+            await asyncio.sleep(0)
+        request = gone.jobs[0].request
+        assert engine.steps <= steps + 2, "the step that ran, and the next one may have begun before we looked"
+        length = len(request.tokens)
+        made = await texts(stays)
+        assert made[0][-1].output.finish_reason == "length"
+        assert len(request.tokens) == length
+        passes = engine.backend.passes
+        last = max(number for number, each in enumerate(passes) if request.number in each.rows.sequences)
+        assert last < len(passes) - 20
+
+    running(work)
 
 
 def test_the_queue_is_bounded_for_all_texts_of_a_request_at_once():

@@ -80,16 +80,16 @@ def test_beyond_the_queue_comes_429_and_then_room_again(slow):
         assert (status, document["error"]["message"]) == (400, "4 texts were asked for; this server holds 3 at most")
 
 
-def test_a_client_that_goes_takes_part_in_no_further_step(slow):
+def test_a_client_that_goes_is_noticed(slow):
+    """How soon the engine heeds it is tested in test_loop.py."""
     with slow() as served:
         for _ in range(2):
             stream = raw_stream(served, LONG)
             until(lambda: len(served.engine.running) == 1)
-            steps = served.engine.steps
             stream.close()
             until(lambda: not served.engine.running)
-            assert served.engine.steps <= steps + 30  # noticing takes the socket a moment, cancelling no step
         assert served.service.loop.live == 0
+        assert served.engine.steps < 2 * 900 / 5, "neither was finished"
 
 
 def test_a_waiting_client_that_goes_is_forgotten(slow):
@@ -255,6 +255,8 @@ def test_a_body_that_says_nothing_of_its_length_is_measured(small):
 
 
 def test_a_page_from_elsewhere_cannot_use_a_local_server(small):
+    form = {"content-type": "text/plain"}  # what a form may send without being asked about it
+    assert small.ask("/v1/chat/completions", CHAT, **form)[0] == 400
     assert small.ask("/v1/models", host="evil.example")[0] == 421
     assert small.ask("/v1/models", host="localhost:1")[0] == 200
     assert small.ask("/page/..%2fapp.py")[0] == 404

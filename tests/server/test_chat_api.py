@@ -6,6 +6,7 @@ import math
 import jsonschema
 import openai
 import pytest
+from random_server import open_engine, serving
 
 AR, SD = {"speculation": {"mode": "ar"}}, {"speculation": {"mode": "sd", "width": 2, "depth": 4}}
 HELLO = [{"role": "user", "content": "Hello there, how are you on this fine day, and where will you go?"}]
@@ -273,3 +274,44 @@ REFUSED = [
 def test_what_cannot_be_done_is_refused_by_name(client, options, text):
     with pytest.raises(openai.BadRequestError, match=text):
         chat(client, **options)
+
+
+@pytest.mark.parametrize("kind", ["tool_tokens", "harmony"])
+def test_tools_in_the_marks_of_other_models(model_folder, kind):
+    """A random model may write reasoning first, for as long as it likes; some seeds come to the call."""
+    with serving(open_engine(model_folder(kind))) as served:
+        client, calls = served.client(), []
+        for seed in range(8):
+            options = {
+                "tools": [WEATHER],
+                "tool_choice": "required",
+                "max_tokens": 120,
+                "temperature": 1.0,
+                "seed": seed,
+            }
+            answer = chat(client, **options).choices[0]
+            deltas = [each for chunk in chat(client, stream=True, **options, extra_body=AR)
+                      for each in chunk.choices[0].delta.tool_calls or []]  # fmt: skip
+            if answer.finish_reason == "tool_calls" and not answer.message.content:
+                call = answer.message.tool_calls[0].function
+                assert call.name == deltas[0].function.name == "get_weather"
+                pieces = [delta.function.arguments for delta in deltas if delta.index == 0]
+                assert "".join(pieces) == call.arguments
+                calls.append(json.loads(call.arguments))
+        assert calls
+        for arguments in calls:
+            jsonschema.validate(arguments, WEATHER["function"]["parameters"])
+
+
+def test_reasoning_is_kept_apart(model_folder):
+    with serving(open_engine(model_folder("think"))) as served:
+        client = served.client()
+        extra = SD | {"chat_template_kwargs": {"thinking": True}}
+        answer = chat(client, extra_body=extra).choices[0].message
+        assert answer.content == ""
+        assert answer.reasoning_content
+        chunks = list(chat(client, stream=True, extra_body=extra))
+        pieces = [getattr(chunk.choices[0].delta, "reasoning_content", None) or "" for chunk in chunks]
+        assert "".join(pieces) == answer.reasoning_content
+        with pytest.raises(openai.BadRequestError, match="knows no variable 'enable_thinking'"):
+            chat(client, extra_body={"chat_template_kwargs": {"enable_thinking": False}})

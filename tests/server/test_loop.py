@@ -135,7 +135,7 @@ def test_a_request_that_the_engine_refuses_says_so_before_anything_is_sent():
     watcher = Watcher()
 
     async def work(loop):
-        run = Run(loop, asks([1], [99]), "me", 10)
+        run = Run(loop, asks([1], [99], max_tokens=240), "me", 10)
         with pytest.raises(ApiError, match="token 99 is not in the vocabulary of 13"):
             await run.start()
         await texts(Run(loop, [], "me", 10))

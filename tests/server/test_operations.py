@@ -12,8 +12,8 @@ import time
 
 import openai
 import pytest
+from random_server import open_engine, serving
 
-from conftest import open_engine, serving
 from elmoe.errors import ConfigError, StorageError
 from elmoe.server.errors import ApiError
 from elmoe.server.logs import JsonLines

@@ -7,8 +7,8 @@ import shutil
 from importlib.util import find_spec
 
 import pytest
+from random_server import open_engine, serving
 
-from conftest import open_engine, serving
 from elmoe.engine.controller import Mode, Speculation
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

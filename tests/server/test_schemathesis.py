@@ -6,8 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
-from conftest import open_engine, serving
+from random_server import open_engine, serving
 
 pytestmark = [
     pytest.mark.verify,

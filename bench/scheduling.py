@@ -93,7 +93,12 @@ def run(model: str, rounds: int) -> dict[str, Any]:
         name: {key: statistics.median(sample[key] for sample in samples[1:]) for key in samples[0]}
         for name, samples in found.items()
     }
-    return {"model": Path(model).name, "prompt_tokens": length, "medians": medians, "load_average": os.getloadavg()}
+    return {
+        "model": Path(model).name.removesuffix(".elmoe"),
+        "prompt_tokens": length,
+        "medians": medians,
+        "load_average": os.getloadavg(),
+    }
 
 
 def table(document: dict[str, Any]) -> str:

@@ -152,7 +152,7 @@ def table(document: dict[str, Any]) -> str:
         ours, peer = by[model, clients, OURS], by[model, clients, PEER]
         pair = [f"{row['tok_s']:.0f}" for row in (peer, ours)]
         times = [f"{row['ttft_ms']:.0f}" for row in (peer, ours)]
-        lines.append([f"{model}, {clients} clients", *pair, f"{ours['ratio_to_peer']:.2f}", *times])
+        lines.append([f"{model}, {clients} client{'s' * (clients > 1)}", *pair, f"{ours['ratio_to_peer']:.2f}", *times])
     columns = ["", "llama.cpp tok/s", "elmoe tok/s", "ratio", "llama.cpp TTFT ms", "elmoe TTFT ms"]
     return markdown_table(columns, lines)
 

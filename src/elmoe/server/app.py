@@ -35,6 +35,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         413: "The body is too large.",
         429: "The queue is full; Retry-After says when to come again.",
         503: "The server is shutting down.",
+        "default": "An error, in the form of the OpenAI API.",
     }.items()
 }
 

@@ -26,17 +26,14 @@ from elmoe.server.service import Service
 log = logging.getLogger("elmoe.server")
 PAGE_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    code: {"description": text}
-    for code, text in {
-        400: "Something in the request is wrong or not supported; the message says what.",
-        401: "An API key is needed.",
-        404: "There is no such model.",
-        413: "The body is too large.",
-        429: "The queue is full; Retry-After says when to come again.",
-        503: "The server is shutting down.",
-        "default": "An error, in the form of the OpenAI API.",
-    }.items()
+REFUSALS: dict[int | str, str] = {
+    400: "Something in the request is wrong or not supported; the message says what.",
+    401: "An API key is needed.",
+    404: "There is no such model.",
+    413: "The body is too large.",
+    429: "The queue is full; Retry-After says when to come again.",
+    503: "The server is shutting down.",
+    "default": "An error, in the form of the OpenAI API.",
 }
 
 
@@ -57,7 +54,7 @@ def make_app(engine: Engine, options: ServerOptions) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere: `reference.py` needs none
         redoc_url=None,
-        responses=REFUSALS,
+        responses={code: {"description": text} for code, text in REFUSALS.items()},
     )
     app.state.service = service
     _add_api(app, service)

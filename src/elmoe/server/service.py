@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -162,7 +161,7 @@ class Service:
             yield DONE
         except ApiError as error:
             yield event(error.body())
-        except (ValueError, TypeError, json.JSONDecodeError):
+        except Exception:  # the head has been sent: all that can be told is an event
             log.exception("a stream failed")
             yield event(from_engine(RuntimeError()).body())
         finally:

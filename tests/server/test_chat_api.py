@@ -84,6 +84,14 @@ def test_drafted_pieces_add_up_to_the_text(client):
     assert {drafted for _, drafted in pieces} <= {True, False}
 
 
+def test_token_ids_whole_and_streamed(client):
+    ids = chat(client, extra_body=SD | {"return_token_ids": True}).choices[0].token_ids
+    assert len(ids) == 24
+    chunks = list(chat(client, stream=True, extra_body=AR | {"return_token_ids": True}))
+    assert [token for chunk in chunks for token in getattr(chunk.choices[0], "token_ids", None) or []] == ids
+    assert "token_ids" not in chat(client).choices[0].model_extra
+
+
 def test_choices_differ_in_their_seeds_and_one_seed_is_one_text(client):
     first = chat(client, n=3, temperature=1.0, seed=5)
     again = chat(client, n=3, temperature=1.0, seed=5, extra_body=AR)
@@ -262,6 +270,7 @@ REFUSED = [
         "the grammar or schema cannot be used: .*Invalid type: no",
     ),
     ({"extra_body": {"speculation": {"mode": "eagle"}}}, "speculation.mode: Input should be 'ar', 'sd' or 'auto'"),
+    ({"extra_body": {"speculation": {"width": 17}}}, "speculation.width: Input should be less than or equal to 16"),
     ({"extra_body": {"speculation": {"k": 3}}}, "speculation.k is not a field"),
     ({"extra_body": {"chat_template_kwargs": {"messages": []}}}, "knows no variable 'messages'"),
     ({"stream_options": {"include_usage": True}}, "stream_options needs stream: true"),

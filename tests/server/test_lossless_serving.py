@@ -30,10 +30,10 @@ ASKED = [
 
 
 def answers(served, mode, batch):
-    """What each of `ASKED` gives: text and log-probabilities; `batch` of them run at once."""
+    """What each of `ASKED` gives: text, log-probabilities, tokens; `batch` of them run at once."""
 
     async def ask(client, index, options):
-        extra = options.get("extra_body", {}) | {"speculation": MODES[mode]}
+        extra = options.get("extra_body", {}) | {"speculation": MODES[mode], "return_token_ids": True}
         return await client.chat.completions.create(
             model="random",
             messages=[{"role": "user", "content": f"Tell me all about number {index}, if you please, and be quick."}],
@@ -49,7 +49,7 @@ def answers(served, mode, batch):
 
     made = asyncio.run(run())
     choices = [answer.choices[0] for answer in made]
-    return [(choice.message.content, choice.finish_reason, choice.logprobs) for choice in choices]
+    return [(choice.message.content, choice.finish_reason, choice.logprobs, choice.token_ids) for choice in choices]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_same_answers(served, plain, mode, batch):
 
 
 def test_the_structured_ones_are_structured(plain):
-    whole = [json.loads(text) for (text, reason, _), asked in zip(plain, ASKED * 4, strict=True)
+    whole = [json.loads(text) for (text, reason, *_), asked in zip(plain, ASKED * 4, strict=True)
              if "response_format" in asked and reason == "stop"]  # fmt: skip
     assert len(whole) >= 6
     assert all(set(value) == {"city", "people"} for value in whole)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import openai
 import pytest
@@ -287,6 +288,28 @@ def test_tokenize_and_back(small):
     assert small.ask("/tokenize", {})[0] == small.ask("/detokenize", {"tokens": [1 << 30]})[0] == 400
 
 
+def test_a_model_without_a_tokenizer_takes_and_gives_token_ids(tmp_path, monkeypatch):
+    monkeypatch.setenv("ELMOE_CACHE", str(tmp_path))
+    with serving(open_engine(Path(__file__).parents[1] / "golden" / "random_moe")) as served:
+        body = {"prompt": [1, 2, 3], "max_tokens": 4, "temperature": 0, "return_token_ids": True}
+        status, document, _ = served.ask("/v1/completions", body | {"speculation": {"mode": "ar"}, "logprobs": 1})
+        assert status == 200
+        assert len(document["choices"][0]["token_ids"]) == 4
+        again = served.ask("/v1/completions", body | {"speculation": {"mode": "sd"}})[1]
+        assert again["choices"][0]["token_ids"] == document["choices"][0]["token_ids"]
+        for path, refused in (
+            ("/v1/completions", {"prompt": "text"}),
+            ("/v1/completions", {"prompt": [1], "stop": "x"}),
+            ("/v1/completions", {"prompt": [1], "response_format": {"type": "json_object"}}),
+            ("/v1/chat/completions", CHAT),
+            ("/tokenize", {"prompt": "x"}),
+            ("/detokenize", {"tokens": [1]}),
+        ):
+            status, document, _ = served.ask(path, refused)
+            assert status == 400
+            assert "this model has no tokenizer.json" in document["error"]["message"]
+
+
 def test_metrics_and_the_live_view(folder):
     with serving(open_engine(folder)) as served:
         body = CHAT | {"max_tokens": 20, "temperature": 0, "ignore_eos": True, "speculation": {"mode": "sd"}}
@@ -322,8 +345,6 @@ def test_metrics_and_the_live_view(folder):
 
 
 def test_the_dashboard_asks_for_metrics_that_there_are(small):
-    from pathlib import Path
-
     small.ask("/v1/chat/completions", CHAT | {"max_tokens": 3, "speculation": {"mode": "sd"}})
     _, text, _ = small.ask("/metrics")
     there = set(re.findall(r"^(elmoe_\w+)", text, re.MULTILINE))

@@ -19,6 +19,7 @@ from elmoe.engine.sampler import MAX_SEED, Sampling
 from elmoe.server.errors import ApiError, invalid, unsupported
 from elmoe.server.options import ServerOptions
 from elmoe.server.protocol import (
+    MOST_VERIFIED,
     NOTHING,
     ChatRequest,
     CompletionRequest,
@@ -149,7 +150,7 @@ class Translator:
         base = self._engine.speculation
         width, depth = asked.width or base.width, base.depth if asked.depth is None else asked.depth
         same_tree = (width, depth) == (base.width, base.depth)
-        verify = asked.verify or (base.verify if same_tree else max(1, min(width * depth, 1024)))
+        verify = asked.verify or (base.verify if same_tree else max(1, min(width * depth, MOST_VERIFIED)))
         return replace(base, mode=Mode(asked.mode or base.mode.value), width=width, depth=depth, verify=verify)
 
     def _variables(self, asked: ChatRequest) -> dict[str, Any]:

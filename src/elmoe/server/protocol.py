@@ -15,6 +15,8 @@ Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 Json = dict[str, Any]
+MOST_VERIFIED = 128
+"""Draft tokens that one request may have verified per step."""
 
 
 class Document(BaseModel):
@@ -127,12 +129,14 @@ class StreamOptions(Document):
 
 
 class SpeculationFields(Document):
-    """elmoe: this request's own Elastic-SD settings; those left out are the server's."""
+    """elmoe: this request's own Elastic-SD settings; those left out are the server's. Others share its passes, so trees
+    are smaller than the engine would allow.
+    """
 
     mode: Literal["ar", "sd", "auto"] | None = None
-    width: Annotated[int, Field(ge=1, le=64)] | None = None
-    depth: Annotated[int, Field(ge=0, le=64)] | None = None
-    verify: Annotated[int, Field(ge=1, le=1024)] | None = None
+    width: Annotated[int, Field(ge=1, le=16)] | None = None
+    depth: Annotated[int, Field(ge=0, le=32)] | None = None
+    verify: Annotated[int, Field(ge=1, le=MOST_VERIFIED)] | None = None
 
 
 class GenerationFields(Document):
@@ -154,6 +158,8 @@ class GenerationFields(Document):
     frequency_penalty: Number | None = None
     repetition_penalty: Number | None = None
     ignore_eos: bool = False
+    return_token_ids: bool = False
+    """Give the generated tokens too, as ``token_ids`` of each choice: what there is of a model without a tokenizer."""
     speculation: SpeculationFields | None = None
     response_format: ResponseFormat | None = None
     user: str | None = None

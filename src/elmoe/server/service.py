@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -23,13 +23,21 @@ from elmoe.server.live import LiveView
 from elmoe.server.loop import Delta, EngineLoop
 from elmoe.server.metrics import Metrics
 from elmoe.server.options import ServerOptions
-from elmoe.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, StreamOptions, TokenizeRequest
+from elmoe.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    GenerationFields,
+    StreamOptions,
+    TokenizeRequest,
+)
 from elmoe.server.run import Run
 from elmoe.server.streams import DONE, EventStream, event, unless_gone
 from elmoe.server.structured import CallFormat
 
 log = logging.getLogger("elmoe.server")
-Choices = Sequence[ChatChoice] | Sequence[TextChoice]
+Choices = Sequence[ChatChoice | TextChoice]
+D = TypeVar("D")
 
 
 class Service:
@@ -53,7 +61,7 @@ class Service:
         choices = [ChatChoice(index, calls, token_bytes, stops) for index in range(len(asks))]
         envelope = Envelope("chat.completion", "chatcmpl", self.options.model_name)
         first = {"role": "assistant", "content": ""}
-        return await self._answered(asks, choices, envelope, asked.stream, asked.stream_options, request, first)
+        return await self._answered(asks, choices, envelope, asked, request, first)
 
     async def complete(self, asked: CompletionRequest, request: HttpRequest) -> Response:
         """POST /v1/completions."""
@@ -61,7 +69,7 @@ class Service:
         token_bytes = self._token_bytes if asked.logprobs is not None else None
         choices = [TextChoice(index, token_bytes) for index in range(len(asks))]
         envelope = Envelope("text_completion", "cmpl", self.options.model_name)
-        return await self._answered(asks, choices, envelope, asked.stream, asked.stream_options, request, None)
+        return await self._answered(asks, choices, envelope, asked, request, None)
 
     async def tokenize(self, asked: TokenizeRequest) -> dict[str, Any]:
         """POST /tokenize."""
@@ -91,12 +99,11 @@ class Service:
             raise invalid("tokens", f"token {wrong} is not in the vocabulary of {vocab}")
         return {"prompt": await asyncio.to_thread(tokenizer.decode, asked.tokens, False)}
 
-    async def _translated(self, translate: Any, asked: Any) -> list[Ask]:
+    async def _translated(self, translate: Callable[[D], list[Ask]], asked: D) -> list[Ask]:
         try:
-            asks: list[Ask] = await asyncio.to_thread(translate, asked)
+            return await asyncio.to_thread(translate, asked)
         except ElmoeError as error:
             raise from_engine(error) from error
-        return asks
 
     def _token_bytes(self, token: int) -> bytes:
         grammars = self.engine.grammars
@@ -107,29 +114,31 @@ class Service:
         asks: list[Ask],
         choices: Choices,
         envelope: Envelope,
-        stream: bool,
-        stream_options: StreamOptions | None,
+        asked: GenerationFields,
         request: HttpRequest,
         first: dict[str, Any] | None,
     ) -> Response:
         """first: what the first chunk of every choice says before there is text."""
         if self.draining:
             raise ApiError(503, "the server is shutting down", "shutting_down", retry_after_seconds=10)
-        options = stream_options or StreamOptions()
+        options = asked.stream_options or StreamOptions()
         client = request.scope["state"]["client"]
-        run = Run(self.loop, asks, client, self.options.timeout_seconds, stream and options.include_drafted)
+        run = Run(self.loop, asks, client, self.options.timeout_seconds, options.include_drafted)
         try:
             await run.start()
         except ApiError as error:
             if error.status == 429:
                 self.metrics.requests.labels("refused").inc()
             raise
-        if stream:
-            pieces = self._stream(run, choices, envelope, options, first)
+        if asked.stream:
+            pieces = self._stream(run, choices, envelope, asked, first)
             return EventStream(pieces, self.options.timeout_seconds)
         outputs = await unless_gone(request, self._collect(run, choices))
-        used = usage(run.jobs, outputs)
-        return JSONResponse(envelope.whole([choice.whole() for choice in choices], used))
+        made = [
+            choice.whole() | ({"token_ids": output.token_ids} if asked.return_token_ids else {})
+            for choice, output in zip(choices, outputs, strict=True)
+        ]
+        return JSONResponse(envelope.whole(made, usage(run.jobs, outputs)))
 
     async def _collect(self, run: Run, choices: Choices) -> list[Output]:
         outputs: dict[int, Output] = {}
@@ -141,9 +150,9 @@ class Service:
         return [outputs[index] for index in sorted(outputs)]
 
     async def _stream(
-        self, run: Run, choices: Choices, envelope: Envelope, options: StreamOptions, first: dict[str, Any] | None
+        self, run: Run, choices: Choices, envelope: Envelope, asked: GenerationFields, first: dict[str, Any] | None
     ) -> AsyncGenerator[bytes]:
-        outputs: list[Output] = []
+        outputs, options = list[Output](), asked.stream_options or StreamOptions()
         try:
             if first is not None:
                 head = {"delta": first, "logprobs": None, "finish_reason": None}
@@ -154,7 +163,9 @@ class Service:
                     if delta.output is not None:
                         outputs.append(_finished(delta.output))
                     made = choices[index].add(delta)
-                    if _says_something(made, delta):
+                    if asked.return_token_ids:
+                        made["token_ids"] = delta.tokens
+                    if asked.return_token_ids or _says_something(made, delta):
                         yield event(envelope.chunk([made], **_drafted(delta, options)))
             if options.include_usage:
                 yield event(envelope.chunk([], usage=usage(run.jobs, outputs)))

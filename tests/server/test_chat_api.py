@@ -275,7 +275,10 @@ REFUSED = [
     ({"extra_body": {"chat_template_kwargs": {"messages": []}}}, "knows no variable 'messages'"),
     ({"stream_options": {"include_usage": True}}, "stream_options needs stream: true"),
     ({"stream": True, "stream_options": {"include_obfuscation": True}}, "streams are not obfuscated"),
-    ({"messages": [{"role": "user", "content": "x" * 9000}]}, "exceed the model's context; 0 new tokens are possible"),
+    (
+        {"messages": [{"role": "user", "content": "x" * 9000}]},
+        "exceed the model's context or the memory; 0 new tokens",
+    ),
 ]
 
 

@@ -275,6 +275,15 @@ class Engine:
             return None
         return Shaper(sampling, prompt, vocab, constraint)
 
+    def room(self, prompt_length: int, speculation: Speculation | None = None) -> int:
+        """Tokens that context and budget leave for an answer to a prompt; speculation: the request's own, if any."""
+        left = self.backend.shape.max_context - prompt_length
+        if self.options.fast_bytes is not None:
+            sizes, spec = self.backend.footprint, speculation or self.speculation
+            cells = (self.options.fast_bytes - sizes.fast_bytes_needed(0)) // max(sizes.kv_per_token, 1)
+            left = min(left, cells - prompt_length - scratch_cells(spec.width, spec.depth, spec.verify))
+        return max(left, 0)
+
     def _scratch(self, request: Request) -> int:
         """KV cells above the committed ones for what a request may still draft."""
         spec = request.generation.speculation or self.speculation

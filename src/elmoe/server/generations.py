@@ -129,19 +129,21 @@ class Translator:
         most = self._options.max_tokens
         if max_tokens is not None and max_tokens > most:
             raise invalid("max_tokens", f"max_tokens must be at most {most}, not {max_tokens}")
-        room = self._engine.backend.shape.max_context - prompt_length
+        speculation = self._speculation(asked.speculation)
+        room = self._engine.room(prompt_length, speculation)
         if max_tokens is not None and max_tokens > room:
             raise invalid(
-                "max_tokens", f"{prompt_length} prompt and {max_tokens} new tokens exceed the model's context; "
-                f"{max(room, 0)} new tokens are possible"
-            )  # fmt: skip
+                "max_tokens",
+                f"{prompt_length} prompt and {max_tokens} new tokens exceed the model's context or the memory; "
+                f"{room} new tokens are possible",
+            )
         stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
         return Generation(
             max_tokens=max_tokens or max(1, min(most, room)),
             sampling=_sampling(asked),
             stop=stop,
             ignore_eos=asked.ignore_eos,
-            speculation=self._speculation(asked.speculation),
+            speculation=speculation,
         )
 
     def _speculation(self, asked: SpeculationFields | None) -> Speculation | None:

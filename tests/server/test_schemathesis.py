@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,6 +30,9 @@ def test_no_request_makes_a_server_error(model_folder, tmp_path):
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
         assert served.ask("/health")[0] == 200
+        deadline = time.monotonic() + 20
+        while served.service.loop.live and time.monotonic() < deadline:
+            time.sleep(0.1)
         assert served.service.loop.live == 0
         _, text, _ = served.ask("/metrics")
         assert 'elmoe_requests_total{outcome="length"}' in text, "some requests were answered"

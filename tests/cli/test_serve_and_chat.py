@@ -15,6 +15,7 @@ from cli_calls import call, document
 from elmoe.cli.serve import model_name
 
 RANDOM_MODEL = Path(__file__).parents[1] / "golden" / "random_moe"
+HELLO = "Hello there, how are you on this fine day, and where will you go from here?"
 SHORT = ("--max-tokens", 12, "--temperature", 0)
 
 
@@ -44,7 +45,7 @@ def server(*options):
 
 
 def test_a_chat_with_a_local_model_remembers_its_turns(capsys):
-    turns = ("-p", "Hello there, how are you?", "-p", "And why is that so?", "--mode", "sd")
+    turns = ("-p", HELLO, "-p", "And why is that so?", "--mode", "sd")
     made = document(capsys, "chat", "tiny", *turns, *SHORT)
     assert [message["role"] for message in made["messages"]] == ["user", "assistant"] * 2
     assert made["answers"][1]["cached_tokens"] > 16, "the first turn is not computed twice"
@@ -64,7 +65,7 @@ def test_turns_come_from_standard_input_and_a_chat_starts_over(capsys, monkeypat
 def test_a_chat_with_a_server_is_the_chat_with_the_model(capsys, tmp_path, monkeypatch):
     keys = tmp_path / "keys"
     keys.write_text("sesame\n")
-    turns = ("-p", "Hello there, how are you?", "-p", "And why is that so?", *SHORT)
+    turns = ("-p", HELLO, "-p", "And why is that so?", *SHORT)
     local = document(capsys, "chat", "tiny", *turns)
     with server("--api-key-file", str(keys), "--mode", "sd") as announced:
         assert announced["model"] == "tiny"

@@ -27,7 +27,7 @@ def serve(
     drain_seconds: Annotated[float, typer.Option(help="Given to running requests after SIGTERM.")] = 60.0,
     prefill_chunk: Annotated[int, typer.Option(help="Prompt tokens per pass.")] = 256,
     prefill_chunk_between: Annotated[int, typer.Option(help="Likewise while others decode.")] = 64,
-    prefix_cache_tokens: Annotated[int, typer.Option(help="KV cells kept for prompts to come; 0: none.")] = 65536,
+    prefix_cache_tokens: Annotated[int, typer.Option(help="KV cells kept for prompts to come; 0: none.")] = 16384,
     api_key_file: Annotated[Path | None, typer.Option(help="One KEY or NAME KEY per line; asks for one.")] = None,
     served_model_name: Annotated[str | None, typer.Option(help="What clients call the model.")] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",

@@ -334,6 +334,8 @@ def test_metrics_and_the_live_view(folder):
         verifies = float(values['elmoe_passes_total{kind="verify"}'])
         assert float(values["elmoe_accepted_length_count"]) >= verifies > 0
         assert float(values["elmoe_batch_size_count"]) >= verifies
+        assert float(values['elmoe_experts_read_count{kind="verify"}']) == verifies
+        assert 2 <= float(values['elmoe_experts_read_sum{kind="verify"}']) / verifies <= 8
         for tier in ("fast", "slow", "kv"):
             assert float(values[f'elmoe_read_bytes_total{{kind="verify",tier="{tier}"}}']) > 0
         assert 0 < float(values["elmoe_pool_hits_total"]) <= float(values["elmoe_pool_decisions_total"])

@@ -22,17 +22,23 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 TOKEN_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 RATES = tuple(round(0.1 * n, 1) for n in range(1, 11))
 LENGTHS = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16)
+EXPERTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
-class PoolMeter:
-    """How many routing decisions of target passes fell on the expert pool. An engine's recorder."""
+class PassMeter:
+    """Distinct experts of all passes, and how many routing decisions of target passes fell on the expert pool. An
+    engine's recorder.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, experts: Histogram) -> None:
         self.hits = self.decisions = 0
+        self._experts = {kind: experts.labels(kind.value) for kind in PassKind}
 
     def record(self, record: PassRecord) -> None:
         """Count one pass."""
+        if len(record.distinct_experts):
+            self._experts[record.kind].observe(float(record.distinct_experts.mean()))
         if record.kind in (PassKind.AR, PassKind.VERIFY) and record.experts.size:
             layers = np.arange(record.experts.shape[1])[:, None]
             self.hits += int(record.pool[layers, record.experts].sum())
@@ -45,11 +51,18 @@ class Metrics:
     def __init__(self, engine: Engine) -> None:
         self.registry, self._engine = CollectorRegistry(), engine
         self._seen: dict[int, tuple[int, int]] = {}
-        engine.recorder = self.pool = PoolMeter()
 
         def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
             return Histogram(f"elmoe_{name}", text, buckets=buckets, registry=self.registry)
 
+        experts = Histogram(
+            "elmoe_experts_read",
+            "Distinct experts per pass and layer.",
+            ("kind",),
+            buckets=EXPERTS,
+            registry=self.registry,
+        )
+        engine.recorder = self.pool = PassMeter(experts)
         self.ttft = histogram("time_to_first_token_seconds", "From arrival at the engine to the first token.", SECONDS)
         self.tpot = histogram(
             "time_per_output_token_seconds", "Mean of a request, after the first token.", TOKEN_SECONDS
@@ -120,7 +133,7 @@ class Metrics:
 class _EngineState:
     """What the engine counts itself."""
 
-    def __init__(self, loop: EngineLoop, pool: PoolMeter) -> None:
+    def __init__(self, loop: EngineLoop, pool: PassMeter) -> None:
         self._loop, self._pool = loop, pool
 
     def collect(self) -> Iterable[Metric]:

@@ -17,7 +17,7 @@ help:
 	@echo "make test    the test suite (minutes, no PyTorch)"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   benchmarks, JSON in bench/results (PROMPT_DIR=FOLDER)"
-	@echo "make verify  comparison with transformers, sanitizers, simulator, the 200-prompt proof, golden files (PROMPT_DIR=FOLDER)"
+	@echo "make verify  comparison with transformers, sanitizers, simulator, server (page, generated requests, soak), the 200-prompt proof, golden files (PROMPT_DIR=FOLDER)"
 
 demo: $(VENV)/.run
 	$(ONE_THREAD) $(BIN)/elmoe demo --out demo-output
@@ -52,6 +52,7 @@ verify: $(VERIFY)/.verify
 	cd tests && $(ONE_THREAD) ../$(VERIFY)/bin/python -m verify.sanitize threads
 	$(ONE_THREAD) $(VERIFY)/bin/python bench/calibrate_simulator.py --markdown
 	$(ONE_THREAD) $(VERIFY)/bin/python bench/validation.py
+	$(ONE_THREAD) $(VERIFY)/bin/python bench/soak.py tiny --minutes 2 --name soak_verify
 	$(ONE_THREAD) $(VERIFY)/bin/python bench/lossless.py --prompts $(PROMPT_DIR) --name lossless_verify
 
 clean:

@@ -49,6 +49,10 @@ class EmulatedAcceptance:
         """As the backend."""
         self.backend.allocate(sequence, cells)
 
+    def copy(self, source: int, destination: int, cells: int) -> None:
+        """As the backend."""
+        self.backend.copy(source, destination, cells)
+
     def release(self, sequence: int) -> None:
         """As the backend."""
         self.backend.release(sequence)

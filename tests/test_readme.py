@@ -1,7 +1,11 @@
 """The commands of the README and of docs/simulator.md, and the README's Python, run as they stand there."""
 
+import json
 import re
 import shlex
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -32,7 +36,22 @@ def test_commands(command, workplace, capsys):
     command = command.replace("PATH/TO/HF_FOLDER -o my.elmoe", f"{ROOT}/tests/golden/random_moe -o made.elmoe")
     if "--trace run.parquet" in command:  # made by a command above it in the README
         assert cli._exit_code(shlex.split("trace tiny -p Hello -o run.parquet --max-tokens 8 --mode sd")) == 0
+    if command.startswith("serve "):
+        assert_serves(shlex.split(command))
+        return
     assert cli._exit_code(shlex.split(command)) == 0, capsys.readouterr().err
+
+
+def assert_serves(arguments):
+    """A command that goes on until it is told to end."""
+    script = "from elmoe.cli.main import main; main()"
+    command = [sys.executable, "-c", script, *arguments, "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        url = json.loads(process.stdout.readline())["url"]
+        with urllib.request.urlopen(f"{url}/health") as answer:
+            assert answer.status == 200
+        process.terminate()
+        assert process.wait(30) == 0
 
 
 @pytest.mark.parametrize("code", CODE)

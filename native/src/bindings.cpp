@@ -172,6 +172,7 @@ NB_MODULE(_native, m) {
       .def("allocate", &BoundModel::allocate)
       .def("release", &BoundModel::release)
       .def("move", &BoundModel::move)
+      .def("copy", &BoundModel::copy)
       .def("forward", &BoundModel::forward, "tokens"_a.noconvert(), "sequences"_a.noconvert(),
            "positions"_a.noconvert(), "cells"_a.noconvert(), "prefix"_a.noconvert(), "path"_a.noconvert(),
            "wanted"_a.noconvert(), "pool"_a.noconvert().none(), "bits"_a, "experts_per_tok"_a, "best"_a)

@@ -295,6 +295,17 @@ public:
     found->second->move(source.data(), destination.data(), static_cast<int>(source.size()));
   }
 
+  void copy(int source, int destination, int cells) {
+    const Alone alone(*this);
+    const auto from = model_.sequences.find(source), to = model_.sequences.find(destination);
+    if (from == model_.sequences.end() || to == model_.sequences.end())
+      throw std::invalid_argument("no such sequence");
+    if (cells < 0 || cells > from->second->cells() || cells > to->second->cells())
+      throw std::invalid_argument("cell " + std::to_string(cells) + " is outside the KV cache");
+    nb::gil_scoped_release others_may_run;
+    to->second->take(*from->second, cells);
+  }
+
   nb::tuple forward(In<int32_t, 1> tokens, In<int32_t, 1> sequences, In<int32_t, 1> positions, In<int32_t, 1> cells,
                     In<int32_t, 1> prefix, In<int32_t, 2> path, In<int32_t, 1> wanted,
                     std::optional<In<bool, 2>> pool, std::tuple<int, int, int> bits, int experts_per_tok, int best) {

@@ -1,5 +1,7 @@
 #include "model.h"
 
+#include <cstring>
+
 namespace elmoe {
 namespace {
 
@@ -53,6 +55,20 @@ void KvCache::move(const int32_t *source, const int32_t *destination, int count)
       };
       walk(source, [](Half &kept, const Half &stored) { kept = stored; });
       walk(destination, [](const Half &kept, Half &stored) { stored = kept; });
+    }
+  }
+}
+
+void KvCache::take(const KvCache &other, int count) {
+  const auto blocks = static_cast<size_t>((count + kKeyBlock - 1) / kKeyBlock);
+  for (size_t layer = 0; layer < places_.size(); ++layer) {
+    const Place &at = places_[layer];
+    const auto width = static_cast<size_t>(at.width);
+    for (int head = 0; head < at.kv_heads; ++head) {
+      const int number = static_cast<int>(layer);
+      std::memcpy(values(number, head), other.values(number, head), width * static_cast<size_t>(count) * sizeof(Half));
+      if (!at.latent) // whole blocks: what follows the copied cells in the last one is written before it is read
+        std::memcpy(keys(number, head), other.keys(number, head), width * blocks * kKeyBlock * sizeof(Half));
     }
   }
 }

@@ -111,6 +111,7 @@ public:
   Half *keys(int layer, int kv_head) const;   // [cells / 16][head_dim][16]; null for latent attention
   Half *values(int layer, int kv_head) const; // [cells][head_dim], or [cells][key_dim] latents
   void move(const int32_t *source, const int32_t *destination, int count);
+  void take(const KvCache &other, int count); // its first cells; both have that many
   uint64_t last_pass = 0; // number of the last pass that had rows of this sequence
 
 private:

@@ -133,6 +133,13 @@ class MockBackend:
         for values in (cells.tokens, cells.positions, cells.quality, cells.written):
             values[destination] = values[source]
 
+    def copy(self, source: int, destination: int, cells: int) -> None:
+        old, new = self.sequences[source], self.sequences[destination]
+        assert (old.quality[:cells] == TARGET).all(), "only committed cells are shared"
+        for name in ("tokens", "positions", "quality", "written"):
+            getattr(new, name)[:cells] = getattr(old, name)[:cells]
+        new.used = max(new.used, cells)
+
     def forward(self, rows: Rows, pool: Array | None = None, draft: DraftQuality | None = None) -> ForwardResult:
         """Refuses: sequences whose rows are apart, a cell written twice or outside the cache, a row that does not see
         itself last, a context with a hole or in another order than its positions, a target row that sees anything but

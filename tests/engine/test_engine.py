@@ -365,6 +365,15 @@ def test_a_budget_below_the_smallest_pool_is_refused():
         engine_over(MockBackend(), fast_bytes=1200)
 
 
+def test_the_room_for_an_answer_is_what_a_request_may_ask_for():
+    engine = engine_over(MockBackend(), fast_bytes=DENSE + 2 * SLOT + 50 * KV, speculation=AR)
+    scratch = 1 + max(AR.width * (AR.depth - 1), AR.verify)
+    assert engine.room(3) == 50 - 3 - scratch
+    assert engine.room(50) == 0
+    engine.submit([1, 2, 3], Generation(engine.room(3)))
+    assert engine_over(MockBackend(max_context=30)).room(3) == 27
+
+
 def test_a_request_that_can_never_fit_is_refused_and_leaves_nothing_behind():
     backend = MockBackend()
     engine = engine_over(backend, fast_bytes=DENSE + 2 * SLOT + 50 * KV, speculation=Speculation(Mode.AR, depth=0))

@@ -151,3 +151,19 @@ def test_parameters_out_of_range_are_refused(settings, text):
 def test_a_stop_that_is_not_a_list_is_refused():
     with pytest.raises(ConfigError, match=r"stop must be a list of strings; write \['END'\]"):
         Generation(stop="END")
+
+
+@given(st.lists(st.integers(1, len(PIECES) - 1), min_size=1, max_size=14), st.data())
+def test_new_text_is_told_apart_by_who_wrote_it(tokens, data):
+    request = request_for(stop=("bca",), max_tokens=len(tokens))
+    pieces, rest = [], list(tokens)
+    while rest and request.finish_reason is None:
+        count = data.draw(st.integers(1, 3))
+        request.emit(rest[:count], drafted=len(rest[:count]) - 1)
+        pieces += request.by_origin(request.new_text())
+        rest = rest[count:]
+    output = request.output()
+    assert "".join(text for text, _ in pieces) == output.text
+    assert all(text for text, _ in pieces)
+    wanted = [drafted for token, drafted in zip(output.token_ids, output.drafted, strict=True) for _ in PIECES[token]]
+    assert [drafted for text, drafted in pieces for _ in text] == wanted[: len(output.text)]

@@ -50,3 +50,26 @@ def test_cancel_takes_out_running_and_waiting_requests_once():
     assert scheduler.reserved_cells == 0
     assert not scheduler.waiting
     assert not scheduler.running
+
+
+def test_clients_take_turns_and_each_is_served_in_order():
+    scheduler = scheduler_for(max_batch=2)
+    for number, client in enumerate(["many", "many", "many", "many", "one", "two", "one"]):
+        scheduler.submit(request(number), 1, client)
+    assert scheduler.waiting_count == 7
+    order = []
+    while scheduler.waiting:
+        order += numbers(r for r, _ in scheduler.admit())
+        for running in scheduler.running:
+            running.finish_reason = "length"
+        scheduler.retire()
+    assert order == [0, 4, 5, 1, 6, 2, 3]
+
+
+def test_a_client_whose_only_request_is_cancelled_has_no_turn():
+    scheduler = scheduler_for(max_batch=1)
+    for number, client in enumerate(["one", "two", "two"]):
+        scheduler.submit(request(number), 1, client)
+    scheduler.cancel(0)
+    assert list(scheduler.waiting) == ["two"]
+    assert numbers(r for r, _ in scheduler.admit()) == [1]

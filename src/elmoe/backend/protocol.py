@@ -135,6 +135,9 @@ class Backend(Protocol):
     def move(self, sequence: int, source: Int32, destination: Int32) -> None:
         """Copy KV cells ``source[i] -> destination[i]`` inside one sequence, as if all at once."""
 
+    def copy(self, source: int, destination: int, cells: int) -> None:
+        """Copy the first `cells` KV cells of one sequence to those of another."""
+
     def forward(self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None) -> ForwardResult:
         """Run the model over `rows`.
 

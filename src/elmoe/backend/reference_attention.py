@@ -47,6 +47,11 @@ class LayerCache:
         self.keys[:, :, destination] = keys
         self.values[:, destination] = values
 
+    def take(self, other: LayerCache, cells: int) -> None:
+        """Copy the first cells of another sequence's."""
+        self.keys[:, :, :cells] = other.keys[:, :, :cells]
+        self.values[:, :cells] = other.values[:, :cells]
+
 
 class AttentionLayers(Products):
     """Attention blocks of all layers, and what they remember."""
@@ -70,6 +75,11 @@ class AttentionLayers(Products):
         """Copy KV cells ``source[i] -> destination[i]``, as if all at once."""
         for cache in self._kv[sequence]:
             cache.move(source, destination)
+
+    def copy(self, source: int, destination: int, cells: int) -> None:
+        """Copy the first `cells` KV cells of one sequence to those of another."""
+        for cache, other in zip(self._kv[destination], self._kv[source], strict=True):
+            cache.take(other, cells)
 
     def _attention(
         self, layer: int, spec: Attention, x: Float32, rows: Rows, quality: DraftQuality, angles: Float32

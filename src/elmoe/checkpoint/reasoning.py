@@ -34,11 +34,24 @@ class ReasoningFormat(Enum):
 
 
 @dataclass(frozen=True)
+class CallPiece:
+    """A piece of a message that is addressed to a tool."""
+
+    index: int
+    """Number of the message among those of this answer, from 0."""
+    recipient: str
+    """Whom the message is for: ``functions.search``."""
+    text: str
+    """What it adds to the arguments."""
+
+
+@dataclass(frozen=True)
 class Parts:
-    """Pieces of the two texts."""
+    """Pieces of the texts."""
 
     reasoning: str = ""
     answer: str = ""
+    calls: tuple[CallPiece, ...] = ()
 
 
 def reasoning_format(tokenizer: Tokenizer) -> ReasoningFormat:
@@ -60,15 +73,18 @@ class ReasoningStream:
     next to tags; an answer without any mark is the text as it is. Reasoning that does not end is all reasoning.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
-        """For the answer to `prompt`, a chat's token ids, whose end may have opened the reasoning."""
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], calls: bool = False) -> None:
+        """For the answer to `prompt`, a chat's token ids, whose end may have opened the reasoning.
+
+        calls: keep messages to tools apart (Harmony's recipients); otherwise they are reasoning.
+        """
         self._state: _Thinking | _Harmony
         self._intake: _SpelledTags | _Thinking | _Harmony
         """What takes text in."""
         marks: tuple[str, ...] = ()
         form = reasoning_format(tokenizer)
         if form is ReasoningFormat.HARMONY:
-            self._intake = self._state = _Harmony.after(tokenizer, prompt)
+            self._intake = self._state = _Harmony.after(tokenizer, prompt, calls)
             marks = HARMONY_MARKS
         else:
             tail = tokenizer.decode(prompt[-PROMPT_TAIL:], skip_special_tokens=False).rstrip()
@@ -111,7 +127,11 @@ def split_reasoning(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[i
 
 def _joined(parts: Iterable[Parts]) -> Parts:
     pieces = list(parts)
-    return Parts("".join(part.reasoning for part in pieces), "".join(part.answer for part in pieces))
+    return Parts(
+        "".join(part.reasoning for part in pieces),
+        "".join(part.answer for part in pieces),
+        tuple(call for part in pieces for call in part.calls),
+    )
 
 
 class _Reasoning:
@@ -211,9 +231,11 @@ class _Harmony:
     Text of headers and between messages is in neither part. Source: OpenAI, "Harmony response format".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, calls: bool = False) -> None:
         self._in_body, self._in_channel = True, False
         self._channel = ""
+        self._separates_calls, self._calls = calls, -1
+        """Whether messages to tools go apart, and how many there were, less one."""
         self._reasoning = _Reasoning()
         self._answered, self._lead = False, ""
         self._unmarked = ""
@@ -221,9 +243,9 @@ class _Harmony:
         self._any_mark = False
 
     @classmethod
-    def after(cls, tokenizer: Tokenizer, prompt: Sequence[int]) -> _Harmony:
+    def after(cls, tokenizer: Tokenizer, prompt: Sequence[int], calls: bool = False) -> _Harmony:
         """As the prompt's last, unfinished message leaves it: most often in a header, behind the role."""
-        state = cls()
+        state = cls(calls)
         marks = {tokenizer.token_id(mark): mark for mark in HARMONY_MARKS}
         starts = [place for place, number in enumerate(prompt) if marks.get(number) == START]
         for number in prompt[starts[-1] :] if starts else ():
@@ -239,12 +261,20 @@ class _Harmony:
             self._channel += piece
         elif not self._in_body:
             self._unmarked += piece
+        elif self._separates_calls and self._recipient:
+            return Parts(calls=(CallPiece(self._calls, self._recipient, piece),)) if piece else Parts()
         elif not self._is_answer:
             return self._reasoning.write(piece)
         elif piece:
             lead, self._lead, self._answered = self._lead, "", True
             return Parts(answer=lead + piece)
         return Parts()
+
+    @property
+    def _recipient(self) -> str:
+        """Named behind the role or behind the channel: ``<|start|>assistant to=functions.f<|channel|>commentary``."""
+        words = (self._unmarked + " " + self._channel).split()
+        return next((word.removeprefix("to=") for word in words if word.startswith("to=")), "")
 
     @property
     def _is_answer(self) -> bool:
@@ -260,6 +290,10 @@ class _Harmony:
         self._in_body, self._in_channel = mark == MESSAGE, mark == CHANNEL
         if mark not in (MESSAGE, CONSTRAIN):
             self._channel = ""
+        if mark not in (MESSAGE, CONSTRAIN, CHANNEL):
+            self._unmarked = ""
+        if mark == MESSAGE and self._separates_calls and self._recipient:
+            self._calls += 1
         self._lead = BETWEEN_BLOCKS if self._answered else ""
 
     def finish(self) -> Parts:

@@ -67,6 +67,10 @@ class Tokenizer:
         """One more than the largest token id, added tokens included; the model's vocabulary may be padded beyond it."""
         return _vocab_size(self._core)
 
+    def to_json(self) -> str:
+        """The tokenizer as the content of a ``tokenizer.json``."""
+        return str(self._core.to_str())
+
     def token_id(self, text: str) -> int | None:
         """Id of the token that is spelled so, None where there is none."""
         return self._core.token_to_id(text)

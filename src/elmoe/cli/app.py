@@ -8,6 +8,7 @@ import typer
 
 from elmoe import __version__
 from elmoe.cli.bench import bench
+from elmoe.cli.chat import chat
 from elmoe.cli.demo import demo
 from elmoe.cli.dram import dram
 from elmoe.cli.elasticity import elasticity
@@ -15,6 +16,7 @@ from elmoe.cli.explore import explore
 from elmoe.cli.generate import logits, run, trace
 from elmoe.cli.models import convert, inspect
 from elmoe.cli.rtl import app as rtl
+from elmoe.cli.serve import serve
 from elmoe.cli.simulate import simulate
 from elmoe.errors import ConfigError, ElmoeError
 
@@ -24,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, convert, inspect, run, logits, bench, elasticity, trace, simulate, dram, explore):
+for verb in (demo, convert, inspect, run, chat, logits, bench, serve, elasticity, trace, simulate, dram, explore):
     app.command()(verb)
 app.add_typer(rtl, name="rtl", help="The PE in Amaranth: emit Verilog, verify it, measure its area.")
 

@@ -158,9 +158,9 @@ class Controller:
             acceptance = self._acceptance_of(speculation)
             for levels, accepted in log.trees:
                 acceptance.observe(self._steps, levels, accepted)
-        else:
+        elif log.chosen:
             self._ar_step, self._ar_seconds = self._steps, self._seconds
-        if speculation.fixed_depth(log.batch) is None and self._account.is_open:
+        if log.chosen and speculation.fixed_depth(log.batch) is None and self._account.is_open:
             self._unsettled.append(log)
 
     def as_dict(self) -> dict[str, Any]:

@@ -51,8 +51,9 @@ Point = tuple[float, float]
 class StepLog:
     """What one decode step cost and gave. A pass counts from the end of the one before: with the engine's own work."""
 
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
+    def __init__(self, batch: int, chosen: bool = True) -> None:
+        """chosen: whether the controller decided about all of its trees, and answers for what they cost."""
+        self.batch, self.chosen = batch, chosen
         self.passes: list[tuple[Pass, float]] = []
         """With their seconds."""
         self.trees: list[tuple[int, int]] = []

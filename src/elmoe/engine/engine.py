@@ -13,25 +13,25 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from elmoe.backend.protocol import Backend, Bool, DraftQuality, ForwardResult, Rows
+from elmoe.backend.protocol import Backend
 from elmoe.backend.select import open_backend
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.resolve import resolve
 from elmoe.checkpoint.text import TOKENIZER_FILE, Tokenizer, check_vocabulary, stop_ids
 from elmoe.engine.controller import Controller, Mode, Speculation
-from elmoe.engine.cost_model import Pass, StepLog
-from elmoe.engine.draft import DraftTree
+from elmoe.engine.decoder import Decoder
 from elmoe.engine.expert_pool import ExpertPool
-from elmoe.engine.kv_cache import RowBuilder, SequenceCache, deepest_tree, scratch_cells
+from elmoe.engine.grammar import Grammars
+from elmoe.engine.kv_cache import SequenceCache, scratch_cells
+from elmoe.engine.passes import Passes
+from elmoe.engine.prefill import Prefill
+from elmoe.engine.prefix_cache import PrefixCache
 from elmoe.engine.prompt import NO_TOKENIZER, Prompt, check_tokens, tokens_of
 from elmoe.engine.request import Generation, Output, Request
-from elmoe.engine.sampler import Choices, best_needed
 from elmoe.engine.scheduler import Scheduler
-from elmoe.engine.verify import Verdict, accept
+from elmoe.engine.shaping import Shaper
 from elmoe.errors import CapacityError, ConfigError, PromptError
-from elmoe.trace.schema import PassKind, PassRecord, Recorder, RunStats
+from elmoe.trace.schema import Recorder, RunStats
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class EngineOptions:
     """Share of the expert hotness that survives a step; `bench/pool.py` measures what it is worth."""
     prefill_chunk: int = 256
     """Prompt tokens per prefill pass."""
+    prefill_chunk_between: int | None = None
+    """Likewise while other sequences decode, which wait for it. Default: the same."""
+    prefix_cache_tokens: int = 0
+    """Tokens of ended sequences whose keys and values are kept for prompts that begin alike; 0 computes all prompts."""
     speculation: Speculation = field(default_factory=Speculation)
 
     def __post_init__(self) -> None:
@@ -56,6 +60,10 @@ class EngineOptions:
             raise ConfigError(f"max_batch must be 1 to 256, not {self.max_batch}")
         if self.prefill_chunk < 1:
             raise ConfigError(f"prefill_chunk must be at least 1, not {self.prefill_chunk}")
+        if self.prefill_chunk_between is not None and self.prefill_chunk_between < 1:
+            raise ConfigError(f"prefill_chunk_between must be at least 1, not {self.prefill_chunk_between}")
+        if self.prefix_cache_tokens < 0:
+            raise ConfigError(f"prefix_cache_tokens must be 0 (off) or more, not {self.prefix_cache_tokens}")
         if self.pool_fraction is not None and self.fast_bytes is not None:
             raise ConfigError("give either a pool fraction or fast bytes: both decide the size of the expert pool")
         if not 0 <= self.hotness_decay <= 1:
@@ -78,9 +86,10 @@ class Engine:
         self.tokenizer = tokenizer
         self.options = options or EngineOptions()
         self.speculation = self.options.speculation
-        self.stats = RunStats()
-        self.recorder: Recorder | None = None
-        self._stop_tokens = stop_tokens
+        self.grammars: Grammars | None = None
+        if tokenizer is not None:
+            self.grammars = Grammars(tokenizer, backend.shape.vocab, sorted(stop_tokens))
+        self.stop_tokens = stop_tokens
         self._check_budget()
         self._scheduler = Scheduler(self.options.max_batch, lambda cells: self._slots(cells) >= self._least_slots)
         shape = backend.shape
@@ -92,7 +101,11 @@ class Engine:
             decay=self.options.hotness_decay,
         )
         self.controller = Controller()
-        self.steps = 0
+        self.prefixes = PrefixCache(self.options.prefix_cache_tokens)
+        self._passes = Passes(backend, self.pool)
+        self.decoder = Decoder(self._passes, self.controller)
+        chunk = self.options.prefill_chunk
+        self._prefill = Prefill(self._passes, chunk, self.options.prefill_chunk_between or chunk, self.prefixes)
         self._requests = 0
 
     @classmethod
@@ -114,6 +127,39 @@ class Engine:
             check_vocabulary(tokenizer.vocab_size, checkpoint.shape.vocab, checkpoint.path.name)
         stops = frozenset(stop_ids(checkpoint.generation_config, checkpoint.config))
         return cls(open_backend(options.backend, checkpoint), tokenizer, stops, options)
+
+    @property
+    def stats(self) -> RunStats:
+        """What was counted since it was opened, or since another one was set."""
+        return self._passes.stats
+
+    @stats.setter
+    def stats(self, stats: RunStats) -> None:
+        self._passes.stats = stats
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """Takes a record of every pass."""
+        return self._passes.recorder
+
+    @recorder.setter
+    def recorder(self, recorder: Recorder | None) -> None:
+        self._passes.recorder = recorder
+
+    @property
+    def steps(self) -> int:
+        """Engine steps so far."""
+        return self._passes.step
+
+    @property
+    def running(self) -> Sequence[Request]:
+        """Requests that have a cache."""
+        return self._scheduler.running
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+        return self._scheduler.waiting_count
 
     @property
     def speculation(self) -> Speculation:
@@ -185,18 +231,21 @@ class Engine:
         check_tokens(tokens, self.backend.shape)
         return tokens
 
-    def submit(self, prompt: Sequence[int], generation: Generation | None = None) -> Request:
+    def submit(self, prompt: Sequence[int], generation: Generation | None = None, client: str = "") -> Request:
         """Queue encoded prompt tokens; `step` works on it.
 
-        Raises PromptError as `encode` does, ConfigError for stop strings without a tokenizer, CapacityError if the
-        request can never fit the budget.
+        client: requests of different clients take turns. Raises PromptError as `encode` does, ConfigError for what
+        needs a tokenizer without one, for a grammar that cannot be used and for settings beyond the model's,
+        CapacityError if the request can never fit the budget.
         """
         check_tokens(prompt, self.backend.shape)
-        if self.tokenizer is None and generation is not None and generation.stop:
+        generation = generation or Generation()
+        if self.tokenizer is None and generation.stop:
             raise ConfigError(f"stop strings are found in text: {NO_TOKENIZER}")
-        request = Request(self._requests, prompt, generation or Generation(), self.tokenizer, self._stop_tokens)
+        shaper = self._shaper(prompt, generation)
+        request = Request(self._requests, prompt, generation, self.tokenizer, self.stop_tokens, shaper)
         request.limit_tokens(self.backend.shape.max_context - len(prompt))
-        cells = len(prompt) + request.remaining + self._scratch(request.remaining)
+        cells = len(prompt) + request.remaining + self._scratch(request)
         if self._slots(cells) < self._least_slots:
             needed = self.backend.footprint.fast_bytes_needed(cells)
             raise CapacityError(
@@ -205,21 +254,47 @@ class Engine:
                 f"the budget is {self.options.fast_bytes:,}"
             )
         self._requests += 1
-        self._scheduler.submit(request, cells)
+        self._scheduler.submit(request, cells, client)
         return request
 
-    def _scratch(self, remaining: int) -> int:
-        """KV cells above the committed ones for a request that may still write `remaining` tokens."""
-        spec = self.speculation
-        depth = 0 if spec.mode is Mode.AR else min(spec.depth, remaining - 1)
+    def _shaper(self, prompt: Sequence[int], generation: Generation) -> Shaper | None:
+        """What changes the logits of a request, if anything does."""
+        sampling, vocab = generation.sampling, self.backend.shape.vocab
+        for token, _ in sampling.logit_bias:
+            if not 0 <= token < vocab:
+                raise ConfigError(f"logit_bias: token {token} is not in the vocabulary of {vocab}")
+        own = generation.speculation
+        if own is not None and own.quality != self.speculation.quality:
+            raise ConfigError("a request cannot choose a draft quality of its own: all drafts share their passes")
+        constraint = None
+        if generation.grammar is not None:
+            if self.grammars is None:
+                raise ConfigError(f"a grammar is about text: {NO_TOKENIZER}")
+            constraint = self.grammars.compile(generation.grammar)
+        if constraint is None and not sampling.penalises and not sampling.logit_bias:
+            return None
+        return Shaper(sampling, prompt, vocab, constraint)
+
+    def room(self, prompt_length: int, speculation: Speculation | None = None) -> int:
+        """Tokens that context and budget leave for an answer to a prompt; speculation: the request's own, if any."""
+        left = self.backend.shape.max_context - prompt_length
+        if self.options.fast_bytes is not None:
+            sizes, spec = self.backend.footprint, speculation or self.speculation
+            cells = (self.options.fast_bytes - sizes.fast_bytes_needed(0)) // max(sizes.kv_per_token, 1)
+            left = min(left, cells - prompt_length - scratch_cells(spec.width, spec.depth, spec.verify))
+        return max(left, 0)
+
+    def _scratch(self, request: Request) -> int:
+        """KV cells above the committed ones for what a request may still draft."""
+        spec = request.generation.speculation or self.speculation
+        depth = 0 if spec.mode is Mode.AR else max(0, min(spec.depth, request.remaining - 1))
         return scratch_cells(spec.width, depth, spec.verify)
 
     def cancel(self, request: Request) -> None:
         """End a request now, with finish reason `cancelled`; nothing happens if it has ended already."""
         if self._scheduler.cancel(request.number) is not None:
             request.finish("cancelled")
-            self.backend.release(request.number)
-            self.stats.acceptance.add(request.acceptance)
+            self._part_with(request)
 
     # --- stepping ---
 
@@ -229,158 +304,35 @@ class Engine:
             request.cache = SequenceCache(request.number, cells)
             self.backend.allocate(request.number, cells)
             self.stats.prompt_tokens += request.prompt_length
+            self._prefill.start(request, self._scheduler.running)
         self._resize_pool()
         started = time.perf_counter()
-        self._prefill()
+        self._prefill.step(self._scheduler.running)
         prefilled = time.perf_counter()
-        self._decode([request for request in self._scheduler.running if request.prefill_left == 0])
+        ready = [request for request in self._scheduler.running if request.prefill_left == 0 and not request.source]
+        if ready:
+            self.decoder.step(ready, self.speculation)
         self.stats.prefill_seconds += prefilled - started
         self.stats.decode_seconds += time.perf_counter() - prefilled
         self.pool.fade()
-        self.steps += 1
+        self._passes.step += 1
         finished = self._scheduler.retire()
         for request in finished:
-            self.backend.release(request.number)
-            self.stats.acceptance.add(request.acceptance)
+            self._part_with(request)
         return finished
 
-    def _prefill(self) -> None:
-        """One chunk of prompt tokens, over the sequences that wait for theirs, in order."""
-        builder, runs = RowBuilder(), []
-        for request in self._scheduler.running:
-            count = min(request.prefill_left, self.options.prefill_chunk - len(builder))
-            if count > 0:
-                cache = _cache(request)
-                builder.add_run(cache, request.tokens[cache.committed : cache.committed + count], want_last=False)
-                runs.append((cache, count))
-        if not runs:
-            return
-        rows = builder.build()
-        result, seconds = self._forward(rows, None)
-        for cache, count in runs:
-            cache.committed += count
-        self._record(PassKind.PREFILL, 0, rows, result, seconds, np.ones(rows.count, dtype=np.bool_))
-        # The routing of a layer is known before its experts are streamed, so a prefill can choose and fill at once.
-        self.pool.observe(result.experts)
-        self.pool.fill(self.pool.choose(), result.read)
-
-    def _decode(self, ready: list[Request]) -> None:
-        """One AR or SD step over `ready`."""
-        if not ready:
-            return
-        plan = self.controller.plan(self.speculation, len(ready))
-        log = StepLog(len(ready))
-        trees = [self._new_tree(request, plan.depth) for request in ready]
-        self.stats.count_step(max(tree.depth for tree in trees))
-        self._draft(ready, trees, log)
-        self._verify(ready, trees, plan.verify, log)
-        self.controller.learn(self.speculation, log)
-
-    def _new_tree(self, request: Request, depth: int) -> DraftTree:
-        """A tree no deeper than the request can use and its scratch cells can hold (the settings may have changed)."""
-        spare = _cache(request).spare_cells
-        width = self.speculation.width
-        return DraftTree(request.tokens[-1], width, min(depth, request.remaining - 1, deepest_tree(width, spare)))
-
-    def _draft(self, ready: list[Request], trees: list[DraftTree], log: StepLog) -> None:
-        """Grow all trees level by level: pool experts only, MSB planes only."""
-        best = best_needed((request.generation.sampling for request in ready), self.speculation.width)
-        for level in range(max(tree.depth for tree in trees)):
-            builder = RowBuilder()
-            frontiers = [tree.begin_level() for tree in trees]
-            for request, tree, frontier in zip(ready, trees, frontiers, strict=True):
-                builder.add_nodes(_cache(request), tree, frontier, tree.forwarded)
-            rows = builder.build(best)
-            result, seconds = self._forward(rows, self.speculation.quality)
-            self.pool.observe(result.experts)
-            choices, first = Choices(result), 0
-            for request, tree, frontier in zip(ready, trees, frontiers, strict=True):
-                if not frontier:
-                    continue
-                position, sampling = len(request.tokens) + level, request.generation.sampling
-                last = first + len(frontier)
-                tree.grow([choices.propose(row, sampling, position, tree.width) for row in range(first, last)])
-                first = last
-            self._record(PassKind.DRAFT, level, rows, result, seconds, np.zeros(rows.count, dtype=np.bool_))
-            log.end_pass(Pass(PassKind.DRAFT, rows.count, self.speculation.quality))
-
-    def _verify(self, ready: list[Request], trees: list[DraftTree], most: int, log: StepLog) -> None:
-        """One target pass over the last tokens and up to `most` drafted ones; accept, commit, emit, update the pool."""
-        verified = [
-            tree.best_nodes(min(most, _cache(request).spare_cells)) for request, tree in zip(ready, trees, strict=True)
-        ]
-        builder = RowBuilder()
-        for request, tree, nodes in zip(ready, trees, verified, strict=True):
-            if len(nodes) == 1:
-                builder.add_run(_cache(request), request.tokens[-1:], want_last=True)
-            else:
-                builder.add_nodes(_cache(request), tree, nodes, nodes)
-        rows = builder.build(best_needed((request.generation.sampling for request in ready), 1))
-        wanted = self.pool.choose()
-        result, seconds = self._forward(rows, None)
-        plain = np.array([len(nodes) == 1 for nodes in verified for _ in nodes])
-        self.pool.observe(result.experts[plain])  # the routing of drafted tokens was observed while drafting
-        choices, kept, first = Choices(result), list[bool](), 0
-        for request, tree, nodes in zip(ready, trees, verified, strict=True):
-            verdict = self._accept(request, tree, nodes, choices, first)
-            kept += [node in verdict.path for node in nodes]
-            first += len(nodes)
-            if len(nodes) > 1:
-                log.trees.append((tree.depth, len(verdict.path) - 1))
-        kind = PassKind.VERIFY if rows.count > len(ready) else PassKind.AR
-        self._record(kind, 0, rows, result, seconds, np.array(kept))
-        self.pool.fill(wanted, result.read)
-        log.end_pass(Pass(kind, rows.count))
-
-    def _accept(self, request: Request, tree: DraftTree, nodes: list[int], choices: Choices, first: int) -> Verdict:
-        """Take what the target agrees with into the request and its cache; `nodes` have the rows from `first` on."""
-        row_of = {node: first + index for index, node in enumerate(nodes)}
-        sampling = request.generation.sampling
-
-        def target_choice(node: int) -> int:
-            return choices.choose(row_of[node], sampling, len(request.tokens) + tree.depths[node])
-
-        verdict = accept(tree, nodes, target_choice)
-        _cache(request).commit_tree(self.backend, nodes, verdict.path)
-        counters, accepted = request.acceptance, len(verdict.path) - 1
-        if len(nodes) == 1:
-            counters.ar_steps += 1
-        else:
-            counters.verify_steps += 1
-            counters.drafted += len(nodes) - 1
-            counters.levels += max(tree.depths[node] for node in nodes)
-            counters.tested += verdict.tested
-            counters.accepted += accepted
-        request.emit([*(tree.tokens[node] for node in verdict.path[1:]), verdict.bonus], drafted=accepted)
-        return verdict
-
-    def _forward(self, rows: Rows, draft: DraftQuality | None) -> tuple[ForwardResult, float]:
-        started = time.perf_counter()
-        result = self.backend.forward(rows, self.pool.resident, draft)
-        return result, time.perf_counter() - started
-
-    def _record(
-        self, kind: PassKind, depth: int, rows: Rows, result: ForwardResult, seconds: float, kept: Bool
-    ) -> None:
-        record = PassRecord(
-            step=self.steps,
-            kind=kind,
-            depth=depth,
-            sequences=rows.sequences,
-            positions=rows.positions,
-            tokens=rows.tokens,
-            kept=kept,
-            experts=result.experts,
-            pool=self.pool.resident,
-            distinct_experts=result.read.sum(axis=1, dtype=np.int32),
-            fast_bytes=result.traffic.fast_bytes,
-            slow_bytes=result.traffic.slow_bytes,
-            kv_bytes=result.traffic.kv_bytes,
-            seconds=seconds,
-        )
-        self.stats.count(record)
-        if self.recorder is not None:
-            self.recorder.record(record)
+    def _part_with(self, request: Request) -> None:
+        """Keep or give back the cache of a request that has ended."""
+        cache = request.cache
+        dropped = [request.number]
+        if cache is not None and self.prefixes.max_cells:
+            tokens = request.tokens[: cache.committed]  # a stop may have cut off some that are in the cache
+            spec = request.generation.speculation or self.speculation
+            written = min(cache.capacity, cache.committed + scratch_cells(spec.width, spec.depth, spec.verify))
+            dropped = self.prefixes.keep(request.number, tokens, written)
+        for sequence in dropped:
+            self.backend.release(sequence)
+        self.stats.acceptance.add(request.acceptance)
 
     # --- the fast tier ---
 
@@ -410,15 +362,18 @@ class Engine:
         if self.options.fast_bytes is None:
             return  # a pool of a fixed fraction
         cells = sum(
-            _cache(request).committed + min(request.prefill_left, self.options.prefill_chunk)
+            max(request.kv.committed + min(request.prefill_left, self.options.prefill_chunk), _to_copy(request))
+            + self._scratch(request)
             for request in self._scheduler.running
         )
-        scratch = scratch_cells(self.speculation.width, self.speculation.depth, self.speculation.verify)
-        slots = max(self._least_slots, self._slots(cells + scratch * len(self._scheduler.running)))
+        while self.prefixes.cells and self._slots(cells + self.prefixes.cells) < self._least_slots:
+            for sequence in self.prefixes.shrink(self.prefixes.cells - 1):
+                self.backend.release(sequence)
+        slots = max(self._least_slots, self._slots(cells + self.prefixes.cells))
         if slots != self.pool.slots:
             self.pool.resize(slots)
 
 
-def _cache(request: Request) -> SequenceCache:
-    assert request.cache is not None, "a running request has a cache"
-    return request.cache
+def _to_copy(request: Request) -> int:
+    """Cells that it may take over from another request in this step."""
+    return request.source[1] if request.source else 0

@@ -6,15 +6,22 @@ Knows nothing about batches or passes.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from elmoe.checkpoint.reasoning import CallPiece, Parts, ReasoningStream
 from elmoe.checkpoint.text import Detokenizer, Tokenizer
+from elmoe.engine.controller import Speculation
 from elmoe.engine.kv_cache import SequenceCache
-from elmoe.engine.sampler import Sampling
+from elmoe.engine.sampler import Sampling, TokenLogprobs
+from elmoe.engine.shaping import Constraint, Shaper
 from elmoe.errors import ConfigError
 from elmoe.trace.schema import Acceptance
+
+MAX_LOGPROBS = 20
+"""Alternatives per token whose log-probabilities can be had, as in the OpenAI API."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,15 @@ class Generation:
     stop: tuple[str, ...] = ()
     """Strings that end the text, at the first one that begins in it; they are not part of it."""
     ignore_eos: bool = False
+    speculation: Speculation | None = None
+    """This request's own mode and tree, the draft quality being the engine's. None: the engine's settings."""
+    logprobs: int | None = None
+    """Keep log-probabilities of the generated tokens and of as many alternatives."""
+    grammar: str | None = None
+    """What the text must follow, as llguidance's Lark; see `grammar.py`."""
+    split_reasoning: bool = False
+    """The prompt is a chat: text is the answer alone, reasoning and tool calls go apart, stops are found in the answer.
+    """
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
@@ -34,6 +50,8 @@ class Generation:
             raise ConfigError(f"stop must be a list of strings; write [{self.stop!r}]")
         if not all(self.stop):
             raise ConfigError("an empty stop string would end every text; remove it")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise ConfigError(f"logprobs must be 0 to {MAX_LOGPROBS} alternatives per token, not {self.logprobs}")
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,14 @@ class Output:
     seconds: float
     drafted: list[bool]
     """For each generated token, whether the draft had proposed it."""
+    reasoning: str = ""
+    """With `Generation.split_reasoning`."""
+    calls: tuple[CallPiece, ...] = ()
+    """Likewise: pieces of tool calls, in order."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One per generated token, where asked for."""
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values were there already."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -66,6 +92,27 @@ class Output:
         }
 
 
+class _Reader(Protocol):
+    """Turns token ids into texts."""
+
+    def feed(self, ids: Sequence[int]) -> Parts: ...
+
+    def finish(self) -> Parts: ...
+
+
+class _PlainText:
+    """All text is answer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._detokenizer = Detokenizer(tokenizer)
+
+    def feed(self, ids: Sequence[int]) -> Parts:
+        return Parts(answer=self._detokenizer.feed(ids))
+
+    def finish(self) -> Parts:
+        return Parts(answer=self._detokenizer.finish())
+
+
 class Request:
     """A live request."""
 
@@ -76,20 +123,34 @@ class Request:
         generation: Generation,
         tokenizer: Tokenizer | None,
         stop_tokens: frozenset[int],
+        shaper: Shaper | None = None,
     ) -> None:
+        """shaper: for requests whose logits are changed before a token is chosen."""
         self.number = number
         self.prompt_length = len(prompt)
         self.tokens = list(prompt)
         self.generation = generation
+        self.shaper = shaper
         self.cache: SequenceCache | None = None
+        self.source: tuple[Request, int] | None = None
+        """A running request whose tokens begin as this prompt does, and how many, while its cells are waited for."""
+        self.cached_tokens = 0
         self.acceptance = Acceptance()
         self.drafted: list[bool] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.finish_reason: str | None = None
         self._limit = generation.max_tokens
         self._stop_tokens = frozenset() if generation.ignore_eos else stop_tokens
-        self._detokenizer = Detokenizer(tokenizer) if tokenizer else None
+        self._reader: _Reader | None = None
+        if tokenizer:
+            split = generation.split_reasoning
+            self._reader = ReasoningStream(tokenizer, prompt, calls=True) if split else _PlainText(tokenizer)
         self._text = ""
-        self._shown = 0
+        self._reasoning = ""
+        self._calls: list[CallPiece] = []
+        self._shown = self._reasoning_shown = self._calls_shown = 0
+        self._ends: list[int] = []
+        """Length of the text after each generated token."""
         self._started = time.perf_counter()
         self._first_token: float | None = None
         self._ended: float | None = None
@@ -109,14 +170,37 @@ class Request:
         committed = self.cache.committed if self.cache else 0
         return max(0, self.prompt_length - 1 - committed)
 
-    def emit(self, tokens: Sequence[int], drafted: int) -> None:
-        """Append a step's tokens, of which the first `drafted` were draft proposals; cut at a stop."""
+    @property
+    def kv(self) -> SequenceCache:
+        """Its cells, once it runs."""
+        assert self.cache is not None, "a running request has a cache"
+        return self.cache
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """The grammar of the text."""
+        return self.shaper.constraint if self.shaper else None
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether its tokens can be chosen by the best logits of a pass, unchanged."""
+        return self.shaper is None and self.generation.sampling.temperature == 0
+
+    def emit(self, tokens: Sequence[int], drafted: int, logprobs: Sequence[TokenLogprobs] = ()) -> None:
+        """Append a step's tokens, of which the first `drafted` were draft proposals; cut at a stop.
+
+        logprobs: one per token, or none.
+        """
         for index, token in enumerate(tokens):
             self._first_token = self._first_token or time.perf_counter()
             self.tokens.append(token)
             self.drafted.append(index < drafted)
+            self.logprobs.extend(logprobs[index : index + 1])
             self.acceptance.emitted += 1
             self._read(token)
+            self._ends.append(len(self._text))
+            if self.shaper is not None:
+                self._shape_on(token, self.shaper)
             if self.finish_reason is None and self.remaining == 0:
                 self.finish_reason = "length"
             if self.finish_reason is not None:
@@ -128,8 +212,8 @@ class Request:
         """End the request; the text held back for a possible stop string is released."""
         self.finish_reason = reason
         self._ended = time.perf_counter()
-        if self._detokenizer is not None and reason != "stop":
-            self._add_text(self._detokenizer.finish())
+        if self._reader is not None and reason != "stop":
+            self._add(self._reader.finish())
 
     def new_text(self) -> str:
         """Text that became certain since the last call: what might be the start of a stop string is held back."""
@@ -139,6 +223,24 @@ class Request:
         piece = self._text[self._shown : end]
         self._shown = max(end, self._shown)
         return piece
+
+    def new_parts(self) -> Parts:
+        """Text as by `new_text`, and what was added to reasoning and tool calls since the last call."""
+        reasoning, calls = self._reasoning[self._reasoning_shown :], self._calls[self._calls_shown :]
+        self._reasoning_shown, self._calls_shown = len(self._reasoning), len(self._calls)
+        return Parts(reasoning, self.new_text(), tuple(calls))
+
+    def by_origin(self, text: str) -> list[tuple[str, bool]]:
+        """`text`, what `new_text` gave last, in the pieces of its tokens, with whether each was drafted."""
+        pieces, place = [], self._shown - len(text)
+        first = bisect_right(self._ends, place)
+        for end, drafted in zip(self._ends[first:], self.drafted[first:], strict=True):
+            if place < min(end, self._shown):
+                pieces.append((self._text[place : min(end, self._shown)], drafted))
+                place = min(end, self._shown)
+        if place < self._shown:
+            pieces.append((self._text[place : self._shown], False))
+        return pieces
 
     def output(self) -> Output:
         """The finished request."""
@@ -152,21 +254,36 @@ class Request:
             ttft_seconds=(self._first_token or ended) - self._started,
             seconds=ended - self._started,
             drafted=self.drafted,
+            reasoning=self._reasoning,
+            calls=tuple(self._calls),
+            logprobs=tuple(self.logprobs),
+            cached_tokens=self.cached_tokens,
         )
 
     def _read(self, token: int) -> None:
         """Take one token into the text; look for stops."""
         if token in self._stop_tokens:
             self.finish_reason = "stop"
-            if self._detokenizer is not None:
-                self._add_text(self._detokenizer.finish())
-        elif self._detokenizer is not None:
-            self._add_text(self._detokenizer.feed([token]))
+            if self._reader is not None:
+                self._add(self._reader.finish())
+        elif self._reader is not None:
+            self._add(self._reader.feed([token]))
 
-    def _add_text(self, piece: str) -> None:
-        """Append text; cut it at a stop string."""
+    def _shape_on(self, token: int, shaper: Shaper) -> None:
+        """Later logits depend on this token; a grammar may be at its end, where only a stop token could follow."""
+        if token not in self._stop_tokens:
+            shaper.append(token)
+            if self.finish_reason is None and shaper.constraint is not None and shaper.constraint.ended:
+                self.finish_reason = "stop"
+                if self._reader is not None:
+                    self._add(self._reader.finish())
+
+    def _add(self, parts: Parts) -> None:
+        """Append to the texts; cut the answer at a stop string."""
+        self._reasoning += parts.reasoning
+        self._calls += parts.calls
         searched = len(self._text)
-        self._text += piece
+        self._text += parts.answer
         places = [self._text.find(stop, max(0, searched - len(stop) + 1)) for stop in self.generation.stop]
         if found := [place for place in places if place >= 0]:
             self._text = self._text[: min(found)]

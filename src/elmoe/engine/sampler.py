@@ -17,9 +17,10 @@ A greedy choice needs the best logits only, so a pass over greedy requests asks 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,8 @@ Float64 = npt.NDArray[np.float64]
 Proposal = tuple[list[int], list[float]]
 """Tokens, best first, and their log-probabilities."""
 Tokens = npt.NDArray[np.intp]
+Shape = Callable[[Float32], Float32]
+"""What a request does to the logits [V] of a row before a token is chosen; see `shaping.py`. None where nothing."""
 MAX_SEED = 2**64 - 1
 NUCLEUS_LOOKS = (256, 2048)
 """Best tokens that are sorted to find a nucleus, one number after the other; then all."""
@@ -50,6 +53,14 @@ class Sampling:
     min_p: float = 0.0
     """Drop tokens less likely than this share of the most likely one; 0 keeps all."""
     seed: int = 0
+    presence_penalty: float = 0.0
+    """Taken once from the logit of every token that was generated already."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of a token for each time that it was generated already."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens in the prompt or generated already are divided by it where positive, else multiplied."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -62,6 +73,28 @@ class Sampling:
             raise ConfigError(f"min_p must be in [0, 1], not {self.min_p}")
         if not 0 <= self.seed <= MAX_SEED:
             raise ConfigError(f"seed must be in [0, 2**64), not {self.seed}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise ConfigError(f"{name} must be in [-2, 2], not {getattr(self, name)}")
+        if not 0 < self.repetition_penalty <= 10:
+            raise ConfigError(f"repetition_penalty must be in (0, 10], not {self.repetition_penalty}")
+        for token, bias in self.logit_bias:
+            if not -100 <= bias <= 100:
+                raise ConfigError(f"logit_bias of token {token} must be in [-100, 100], not {bias}")
+
+    @property
+    def penalises(self) -> bool:
+        """Whether logits depend on the tokens before them."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+
+class TokenLogprobs(NamedTuple):
+    """Of one generated token."""
+
+    chosen: float
+    """Its own log-probability."""
+    best: list[tuple[int, float]]
+    """The likeliest tokens at its position, best first, ties to the lower number."""
 
 
 def best_needed(samplings: Iterable[Sampling], count: int) -> int:
@@ -76,18 +109,30 @@ class Choices:
         self._logits, self._best = result.logits, result.best
         self._tokens = result.best.tokens.tolist() if result.best is not None else []
 
-    def choose(self, row: int, sampling: Sampling, position: int) -> int:
+    def choose(self, row: int, sampling: Sampling, position: int, shape: Shape | None = None) -> int:
         """The token that will stand at `position`, after wanted row `row`."""
         if self._best is not None:
             return self._tokens[row][0]
-        return int(np.argmax(selection_scores(self._logits[row], sampling, position)))
+        return int(np.argmax(selection_scores(self._shaped(row, shape), sampling, position)))
 
-    def propose(self, row: int, sampling: Sampling, position: int, count: int) -> Proposal:
+    def propose(self, row: int, sampling: Sampling, position: int, count: int, shape: Shape | None = None) -> Proposal:
         """The `count` tokens likeliest to be chosen for `position`, or fewer; see `candidates`."""
         if self._best is not None:
             return self._tokens[row][:count], self._log_probabilities[row][:count]
-        tokens, log_probabilities = candidates(selection_scores(self._logits[row], sampling, position), count)
+        scores = selection_scores(self._shaped(row, shape), sampling, position)
+        tokens, log_probabilities = candidates(scores, count)
         return tokens.tolist(), log_probabilities.tolist()
+
+    def logprobs(self, row: int, token: int, count: int) -> TokenLogprobs:
+        """Log-probabilities after wanted row `row`, by the logits as the model wrote them; needs all of them."""
+        logits = self._logits[row]
+        highest = float(logits.max())
+        total = highest + float(np.log(np.exp(logits.astype(np.float64) - highest).sum()))
+        best = [(int(other), float(logits[other]) - total) for other in (_best_first(logits, count) if count else ())]
+        return TokenLogprobs(float(logits[token]) - total, best)
+
+    def _shaped(self, row: int, shape: Shape | None) -> Float32:
+        return self._logits[row] if shape is None else shape(self._logits[row])
 
     @cached_property
     def _log_probabilities(self) -> list[list[float]]:

@@ -1,11 +1,11 @@
-"""Which requests run: first come, first served, within a number of sequences and a budget of KV cells.
+"""Which requests run: clients take turns, first come first served within one, up to a batch and a budget of KV cells.
 
 Requests join and leave between steps. Knows nothing about models.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from elmoe.engine.request import Request
@@ -18,7 +18,8 @@ class Scheduler:
         """`fits(cells)`: whether that many KV cells in use, over all sequences, leave the pool its minimum."""
         self.max_batch = max_batch
         self._fits = fits
-        self.waiting: deque[tuple[Request, int]] = deque()
+        self.waiting: OrderedDict[str, deque[tuple[Request, int]]] = OrderedDict()
+        """By client, the one whose turn it is first; none is empty."""
         self.running: list[Request] = []
         self._reserved: dict[int, int] = {}
 
@@ -27,18 +28,26 @@ class Scheduler:
         """KV cells of the running requests."""
         return sum(self._reserved.values())
 
-    def submit(self, request: Request, cells: int) -> None:
+    @property
+    def waiting_count(self) -> int:
+        """Requests that wait."""
+        return sum(map(len, self.waiting.values()))
+
+    def submit(self, request: Request, cells: int, client: str = "") -> None:
         """Queue a request that needs `cells` KV cells at most."""
-        self.waiting.append((request, cells))
+        self.waiting.setdefault(client, deque()).append((request, cells))
 
     def admit(self) -> list[tuple[Request, int]]:
-        """Requests that start now, with their cells: in order, none overtakes one that does not fit yet."""
+        """Requests that start now, with their cells: in turn, none overtakes one that does not fit yet."""
         started = []
         while self.waiting and len(self.running) < self.max_batch:
-            request, cells = self.waiting[0]
+            client, queue = next(iter(self.waiting.items()))
+            request, cells = queue[0]
             if not self._fits(self.reserved_cells + cells):
                 break
-            self.waiting.popleft()
+            queue.popleft()
+            self.waiting.move_to_end(client)
+            self._forget_if_empty(client)
             self.running.append(request)
             self._reserved[request.number] = cells
             started.append((request, cells))
@@ -54,13 +63,19 @@ class Scheduler:
 
     def cancel(self, number: int) -> Request | None:
         """Take a request out, running or waiting; returns it if it was there."""
-        for request, cells in self.waiting:
-            if request.number == number:
-                self.waiting.remove((request, cells))
-                return request
+        for client, queue in self.waiting.items():
+            for request, cells in queue:
+                if request.number == number:
+                    queue.remove((request, cells))
+                    self._forget_if_empty(client)
+                    return request
         for request in self.running:
             if request.number == number:
                 self.running.remove(request)
                 del self._reserved[number]
                 return request
         return None
+
+    def _forget_if_empty(self, client: str) -> None:
+        if not self.waiting[client]:
+            del self.waiting[client]

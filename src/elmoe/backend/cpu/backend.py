@@ -74,6 +74,10 @@ class CpuBackend:
         """Copy KV cells ``source[i] -> destination[i]``, as if all at once."""
         self._model.move(sequence, source, destination)
 
+    def copy(self, source: int, destination: int, cells: int) -> None:
+        """Copy the first `cells` KV cells of one sequence to those of another."""
+        self._model.copy(source, destination, cells)
+
     def forward(self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None) -> ForwardResult:
         """Run the model over `rows`; see `Backend.forward`.
 

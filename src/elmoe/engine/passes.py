@@ -1,0 +1,48 @@
+"""Runs forward passes: times them, counts them, records them. Knows nothing about which rows and why."""
+
+from __future__ import annotations
+
+import time
+
+from elmoe.backend.protocol import Backend, Bool, DraftQuality, ForwardResult, Rows
+from elmoe.engine.expert_pool import ExpertPool
+from elmoe.trace.schema import PassKind, PassRecord, Recorder, RunStats
+
+
+class Passes:
+    """What the passes of an engine share."""
+
+    def __init__(self, backend: Backend, pool: ExpertPool) -> None:
+        self.backend, self.pool = backend, pool
+        self.stats = RunStats()
+        self.recorder: Recorder | None = None
+        self.step = 0
+        """Number of the engine's step."""
+
+    def forward(self, rows: Rows, draft: DraftQuality | None = None) -> tuple[ForwardResult, float]:
+        """The result of a pass and its seconds."""
+        started = time.perf_counter()
+        result = self.backend.forward(rows, self.pool.resident, draft)
+        return result, time.perf_counter() - started
+
+    def record(self, kind: PassKind, depth: int, rows: Rows, result: ForwardResult, seconds: float, kept: Bool) -> None:
+        """Count a pass; kept [R]: rows that became part of their sequences. Before the pool changes."""
+        record = PassRecord(
+            step=self.step,
+            kind=kind,
+            depth=depth,
+            sequences=rows.sequences,
+            positions=rows.positions,
+            tokens=rows.tokens,
+            kept=kept,
+            experts=result.experts,
+            pool=self.pool.resident,
+            distinct_experts=result.read.sum(axis=1, dtype="int32"),
+            fast_bytes=result.traffic.fast_bytes,
+            slow_bytes=result.traffic.slow_bytes,
+            kv_bytes=result.traffic.kv_bytes,
+            seconds=seconds,
+        )
+        self.stats.count(record)
+        if self.recorder is not None:
+            self.recorder.record(record)

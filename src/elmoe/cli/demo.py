@@ -179,7 +179,7 @@ def _show(texts: list[str], plain: Arm, elastic: Arm, lossless: bool) -> None:
     verdict = "identical tokens, greedy and sampled" if lossless else "DIFFERENT TOKENS"
     say(f"lossless: {verdict}")
     if elastic.stats["decode_tok_s"] < plain.stats["decode_tok_s"]:
-        say("Reading the embedded model costs a CPU next to nothing: here plain decoding is the faster of the two.", err)
+        say("The embedded model costs a CPU little to read: here plain decoding is the faster of the two.", err)
 
 
 def _show_machines(simulated: OwnTrace) -> None:

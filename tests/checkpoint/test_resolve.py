@@ -42,7 +42,7 @@ def test_built_in_models_are_whole_and_say_where_they_come_from(name: str) -> No
     checkpoint = Checkpoint.open(folder)
     checkpoint.verify()
     assert checkpoint.manifest["source"]["name"] == name
-    card = (folder / "MODEL_CARD.md").read_text()
+    card = re.sub(r"<!-- /[\w-]+ -->", "", (folder / "MODEL_CARD.md").read_text())  # ends of generated tables
     assert "CC BY-SA 4.0" in card
     assert not re.search(r"(^|[\s`(])/\w", card)  # no paths of the machine that made it
 

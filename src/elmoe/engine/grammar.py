@@ -34,6 +34,11 @@ def json_grammar(schema: Mapping[str, Any] | bool) -> str:
     return f"%json {json.dumps(options if isinstance(schema, bool) else {**schema, **options})}"
 
 
+def json_text_grammar(schema: Mapping[str, Any] | bool) -> str:
+    """The grammar of a text that is nothing but JSON that a schema allows."""
+    return f"start: value\nvalue: {json_grammar(schema)}"
+
+
 class Grammars:
     """Compiles grammars for one tokenizer. Thread-safe."""
 

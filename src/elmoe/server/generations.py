@@ -13,6 +13,7 @@ from typing import Any
 
 from elmoe.engine.controller import Mode, Speculation
 from elmoe.engine.engine import Engine
+from elmoe.engine.grammar import json_text_grammar
 from elmoe.engine.prompt import NO_TOKENIZER
 from elmoe.engine.request import Generation
 from elmoe.engine.sampler import MAX_SEED, Sampling
@@ -84,10 +85,8 @@ class Translator:
         for prompt in prompts:
             tokens = self._engine.encode(prompt)
             generation = self._generation(asked, len(tokens), asked.max_tokens)
-            grammar = self._schema(asked)
-            if grammar is not None:
-                generation = replace(generation, grammar=f"start: value\nvalue: {grammar}")
-            asks += self._choices(asked, tokens, replace(generation, logprobs=asked.logprobs))
+            generation = replace(generation, grammar=self._text_grammar(asked), logprobs=asked.logprobs)
+            asks += self._choices(asked, tokens, generation)
         return asks
 
     def chat_tokens(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> list[int]:
@@ -206,17 +205,15 @@ class Translator:
         parallel = asked.parallel_tool_calls is not False and not isinstance(choice, NamedTool)
         return self._answers.calls(functions, prompt, parallel, required=choice not in (None, "auto"))
 
-    def _schema(self, asked: CompletionRequest) -> str | None:
-        """The Lark expression of a raw completion's format."""
+    def _text_grammar(self, asked: CompletionRequest) -> str | None:
+        """What a raw completion must follow; compiled here, so that it is refused here."""
         if not isinstance(asked.response_format, (JsonObjectFormat, JsonSchemaFormat)):
             return None
         if self._engine.grammars is None:
             raise invalid("response_format", f"structured output is about text: {NO_TOKENIZER}")
-        from elmoe.engine.grammar import json_grammar
-
-        expression = json_grammar(_schema_of(asked.response_format))
-        self._engine.grammars.compile(f"start: value\nvalue: {expression}")
-        return expression
+        grammar = json_text_grammar(_schema_of(asked.response_format))
+        self._engine.grammars.compile(grammar)
+        return grammar
 
 
 def _sampling(asked: GenerationFields) -> Sampling:

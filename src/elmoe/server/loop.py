@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from elmoe.checkpoint.reasoning import Parts
@@ -212,9 +213,16 @@ class EngineLoop:
                 self._jobs.remove(job)
                 self._fail(job, error)
             return
-        for observer in self._observers:
-            observer.after_step(self.engine, self._jobs)
+        self._notify(lambda observer: observer.after_step(self.engine, self._jobs))
         self._tell(self._jobs)
+
+    def _notify(self, tell: Callable[[Observer], None]) -> None:
+        """Whoever looks on must not stop the work."""
+        for observer in self._observers:
+            try:
+                tell(observer)
+            except Exception:
+                log.exception("an observer of the engine failed")
 
     def _tell(self, jobs: Sequence[Job]) -> None:
         """Give every job what is new for it."""
@@ -223,8 +231,7 @@ class EngineLoop:
             if delta.output is not None:
                 self._jobs.remove(job)
                 self._mean_seconds += (1 - MEMORY) * (delta.output.seconds - self._mean_seconds)
-                for observer in self._observers:
-                    observer.finished(job, delta.output)
+                self._notify(partial(_tell_finished, job, delta.output))
         self._deliver(news)
 
     def _delta(self, job: Job) -> Delta | None:
@@ -245,8 +252,7 @@ class EngineLoop:
         known = from_engine(error)
         if known.status >= 500:
             log.error("a request failed", exc_info=error)
-        for observer in self._observers:
-            observer.failed(job)
+        self._notify(lambda observer: observer.failed(job))
         self._deliver([(job, Delta(Parts(), [], [], [], error=known))])
 
     def _deliver(self, news: Sequence[tuple[Job, Delta | None]]) -> None:
@@ -267,3 +273,7 @@ class EngineLoop:
                 job.taken.set_result(delta.error if delta is not None else None)
             if delta is not None:
                 job.deltas.put_nowait((job.index, delta))
+
+
+def _tell_finished(job: Job, output: Output, observer: Observer) -> None:
+    observer.finished(job, output)

@@ -121,6 +121,8 @@ class Service:
         """first: what the first chunk of every choice says before there is text."""
         if self.draining:
             raise ApiError(503, "the server is shutting down", "shutting_down", retry_after_seconds=10)
+        if not self.loop.alive:
+            raise ApiError(503, "the engine has failed; the server's log has the reason", "engine_failed")
         options = asked.stream_options or StreamOptions()
         client = request.scope["state"]["client"]
         run = Run(self.loop, asks, client, self.options.timeout_seconds, options.include_drafted)

@@ -73,10 +73,6 @@ class AnswerGrammars:
         self._reasoning = reasoning_format(tokenizer)
         self._calls = call_format(tokenizer)
 
-    def json_text(self, schema: Mapping[str, Any]) -> str:
-        """A raw text that is JSON by the schema."""
-        return f"start: value\nvalue: {json_grammar(schema)}"
-
     def json_answer(self, schema: Mapping[str, Any], prompt: Sequence[int]) -> str:
         """The answer to a chat's `prompt`: JSON by the schema, perhaps after reasoning."""
         rules = [f"value: {json_grammar(schema)}"]

@@ -20,6 +20,7 @@ import numpy as np
 
 from elmoe import Engine, EngineOptions, Generation, Mode, Speculation
 from elmoe.engine.elasticity import ELASTICITY_SEQUENCE, Teacher
+from elmoe.errors import ElmoeError
 from questions import QUESTIONS
 from token_files import held_out_documents, held_out_rows
 
@@ -193,4 +194,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ElmoeError as error:
+        raise SystemExit(str(error)) from None

@@ -157,6 +157,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
+    if not Path(options.tokenizer).is_file():
+        raise SystemExit(f"{options.tokenizer}: no such file; --tokenizer is the model's tokenizer.json")
     options.data.mkdir(parents=True, exist_ok=True)
     {"text": prepare_text, "chat": prepare_chat}[options.verb](options)
 

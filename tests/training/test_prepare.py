@@ -45,6 +45,13 @@ def test_a_folder_without_text(tmp_path):
     assert "no .txt files" in done.stderr
 
 
+def test_a_missing_tokenizer_is_named(tmp_path):
+    command = [sys.executable, str(TRAINING / "prepare.py"), "chat", str(tmp_path), "--tokenizer", "nowhere.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "nowhere.json: no such file; --tokenizer is the model's tokenizer.json"
+
+
 def test_chat(tmp_path):
     done = prepare("chat", tmp_path, "--documents", 1200, "--processes", 2)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """Training: the model is transformers' Qwen3-MoE, a run can be interrupted and carried, its weights can be served."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ def train(data, out, minutes, total):
     return run(
         "train.py", "--data", data, "--out", out, "--mixture", data / "mixture.toml", "--minutes", minutes,
         "--total-minutes", total, "--size", "nano", "--cpu", "--batch", 4, "--tokens", 128, "--log-seconds", 1,
+        "--warmup", 5,
         "--held-out-rows", 2,
     )  # fmt: skip
 
@@ -45,20 +47,20 @@ def lines(out):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
-    done = train(data, out, 0.2, 0.4)
+    done = train(data, out, 0.3, 0.6)
     assert done.returncode == 0, done.stderr
     return out
 
 
 def test_the_loss_falls(trained):
     losses = [line["loss"] for line in lines(trained) if "loss" in line]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < losses[0] - 1, "nats per token, after a few dozen steps"
     assert "held_out" in lines(trained)[-1]
 
 
 def test_a_call_goes_on_where_the_last_one_ended(data, trained):
     before = lines(trained)[-1]
-    done = train(data, trained, 0.1, 0.4)
+    done = train(data, trained, 0.1, 0.6)
     assert done.returncode == 0, done.stderr
     after = lines(trained)[-1]
     assert after["steps"] > before["steps"]
@@ -66,12 +68,13 @@ def test_a_call_goes_on_where_the_last_one_ended(data, trained):
 
 
 def test_weights_alone_can_be_carried_to_another_machine(data, trained, tmp_path):
-    (tmp_path / "parts").symlink_to(trained / "parts")
-    done = train(data, tmp_path, 0.05, 0.4)
+    shutil.copytree(trained / "parts", tmp_path / "parts")
+    carried = json.loads((tmp_path / "parts" / "progress.json").read_text())
+    done = train(data, tmp_path, 0.05, 0.6)
     assert done.returncode == 0, done.stderr
     first = next(line for line in lines(tmp_path) if "loss" in line)
-    assert first["steps"] > json.loads((trained / "parts" / "progress.json").read_text())["steps"] - 1
-    assert first["loss"] < 6
+    assert first["steps"] > carried["steps"]
+    assert first["loss"] < next(line for line in lines(trained) if "loss" in line)["loss"] - 1
 
 
 def test_the_exported_model_is_the_trained_one(trained):

@@ -92,7 +92,8 @@ def write_folder(model: Model, folder: Path) -> None:
 
 def write_text_files(folder: Path, tokenizer: Path) -> None:
     """Tokenizer, chat template and stop tokens beside the weights: a folder that can be converted and served."""
-    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    compact = json.dumps(json.loads(tokenizer.read_bytes()), ensure_ascii=False, separators=(",", ":"))
+    (folder / "tokenizer.json").write_text(compact, encoding="utf-8")  # 0.2 instead of 0.5 MB
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": MAX_POSITIONS,

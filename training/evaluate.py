@@ -22,7 +22,7 @@ from elmoe import Engine, EngineOptions, Generation, Mode, Speculation
 from elmoe.engine.elasticity import ELASTICITY_SEQUENCE, Teacher
 from elmoe.errors import ElmoeError
 from questions import QUESTIONS
-from token_files import held_out_documents, held_out_rows
+from token_files import held_out_documents, held_out_rows, mean_by_share
 
 HERE = Path(__file__).parent
 T = 512
@@ -37,12 +37,6 @@ def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     top = wide.max(-1, keepdims=True)
     logs = np.log(np.exp(wide - top).sum(-1)) + top[:, 0]
     return logs - wide[np.arange(len(targets)), targets]
-
-
-def mean_by_share(losses: dict[str, float], shares: dict[str, float]) -> dict[str, float]:
-    """The sources' losses with their mean by share in front; sources without held-out text count for nothing."""
-    mixture = sum(shares[source] * loss for source, loss in losses.items()) / sum(shares[source] for source in losses)
-    return {"mixture": round(mixture, 4)} | {source: round(loss, 4) for source, loss in losses.items()}
 
 
 class HeldOut:
@@ -145,10 +139,10 @@ def answers(engine: Engine) -> list[dict[str, Any]]:
 
 def score(answered: list[dict[str, Any]]) -> dict[str, str]:
     """Right answers by kind, of the kinds that can be checked."""
-    kinds = {entry["kind"]: [] for entry in answered if entry["right"] is not None}
+    kinds: dict[str, list[bool]] = {}
     for entry in answered:
         if entry["right"] is not None:
-            kinds[entry["kind"]].append(entry["right"])
+            kinds.setdefault(entry["kind"], []).append(entry["right"])
     return {kind: f"{sum(right)} of {len(right)}" for kind, right in kinds.items()}
 
 

@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +39,10 @@ HELD_OUT_ONE_IN = 512
 
 def encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[np.ndarray]:
     """Tokens of every document with END behind, in order."""
-    block: list[str] = []
-    for document in [*documents, None]:
-        if document is not None:
-            block.append(document)
-        if block and (document is None or len(block) == BLOCK):
-            for encoded in tokenizer.encode_batch(block):
-                yield np.array([*encoded.ids, END], dtype=np.uint16)
-            block = []
+    left = iter(documents)
+    while block := list(islice(left, BLOCK)):
+        for encoded in tokenizer.encode_batch(block):
+            yield np.array([*encoded.ids, END], dtype=np.uint16)
 
 
 def write_tokens(path: Path, documents: Iterable[np.ndarray]) -> int:

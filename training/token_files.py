@@ -43,3 +43,9 @@ def held_out_documents(folder: Path, name: str, T: int, tokens: int) -> list[np.
         if sum(map(len, documents)) >= tokens:
             break
     return documents
+
+
+def mean_by_share(losses: dict[str, float], shares: dict[str, float]) -> dict[str, float]:
+    """The sources' losses with their mean by share in front; sources without held-out text count for nothing."""
+    mixture = sum(shares[source] * loss for source, loss in losses.items()) / sum(shares[source] for source in losses)
+    return {"mixture": round(mixture, 4)} | {source: round(loss, 4) for source, loss in losses.items()}

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from data import Corpus, read_mixture
 from export import read_weights, write_folder
 from model import SIZES, Model, Routing
 from optimizer import Optimizer
-from token_files import held_out_rows
+from token_files import held_out_rows, mean_by_share
 
 HERE = Path(__file__).parent
 BALANCE_WEIGHT = 0.01
@@ -81,9 +80,7 @@ def held_out_loss(model: Model, folder: Path, mixture: dict[str, float], T: int,
         if len(rows):
             nats = [model(part[:, :-1].contiguous(), part[:, 1:].contiguous())[0] for part in rows.split(32)]
             losses[name] = float(torch.cat(nats).mean())
-    whole = sum(mixture[name] for name in losses)
-    mean = sum(mixture[name] * loss for name, loss in losses.items()) / whole
-    return {"mixture": round(mean, 4)} | {name: round(loss, 4) for name, loss in losses.items()}
+    return mean_by_share(losses, mixture)
 
 
 def imbalance(routing: list[Routing]) -> list[float]:
@@ -215,6 +212,4 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    # Compiled kernels of an earlier call on the same kind of machine are found beside the run's data.
-    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
     Run(parse()).train()

@@ -61,9 +61,11 @@ class EmulatedAcceptance:
         """As the backend."""
         self.backend.move(sequence, source, destination)
 
-    def forward(self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None) -> ForwardResult:
+    def forward(
+        self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None, keep: Keep | None = None
+    ) -> ForwardResult:
         """Compute the pass, then say what is needed to emulate acceptance."""
-        result = self.backend.forward(rows, pool, draft)
+        result = self.backend.forward(rows, pool, draft, keep)
         if result.best is None or not len(rows.logits):
             return result
         sequences, positions = rows.sequences[rows.logits], rows.positions[rows.logits]

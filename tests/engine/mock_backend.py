@@ -140,7 +140,9 @@ class MockBackend:
             getattr(new, name)[:cells] = getattr(old, name)[:cells]
         new.used = max(new.used, cells)
 
-    def forward(self, rows: Rows, pool: Array | None = None, draft: DraftQuality | None = None) -> ForwardResult:
+    def forward(
+        self, rows: Rows, pool: Array | None = None, draft: DraftQuality | None = None, keep: Keep | None = None
+    ) -> ForwardResult:
         """Refuses: sequences whose rows are apart, a cell written twice or outside the cache, a row that does not see
         itself last, a context with a hole or in another order than its positions, a target row that sees anything but
         target quality, a path through cells of another pass or tree, and a pool too small or over the budget.

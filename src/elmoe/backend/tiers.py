@@ -116,6 +116,9 @@ class Tiers(Protocol):
     def reader(self) -> str:
         """How the slow tier is read."""
 
+    def activation_bytes(self, rows: int, logits: int) -> int:
+        """Of a pass over `rows` rows that gives `logits` rows of logits."""
+
     def arrange(self, quotas: Int32) -> None:
         """Change how many records of each plane and layer may stay, [P, L]; what is beyond leaves."""
 

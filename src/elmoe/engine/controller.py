@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from elmoe.backend.protocol import DraftQuality
-from elmoe.engine.acceptance_model import AcceptanceModel
+from elmoe.engine.acceptance_model import AcceptanceModel, tokens_by
 from elmoe.engine.cost_model import CostModel, Pass, Quote, StepLog
 from elmoe.engine.trials import Account, Pause
 from elmoe.errors import ConfigError
@@ -51,6 +51,9 @@ class Speculation:
     tau: int | None = None
     """With Mode.AUTO: the smallest batch that speculates, always at full depth (the paper's rule). None: measured costs
     decide."""
+    routing_aware: bool = True
+    """Where experts must be read from a slow tier: verify what gives most tokens per second of reading, not what scores
+    best (`verify_set.py`)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.mode, Mode):
@@ -96,6 +99,8 @@ AR_SHARE, AR_INTERVAL = 0.005, 8
 """While it speculates: share of the time for AR steps that keep the comparison fresh, and the steps between two."""
 DOUBTFUL = 1.5
 """How many times as long as its rows one by one a first pass may take before it is not believed."""
+COVERAGE_EXPONENT = 0.5
+"""Acceptance goes as this power of the share of the routing that the draft's pool covers (docs/elasticity.md)."""
 DEPTHS = (*range(1, 9), 12, 16, 24, 32, 48)
 """Depths that are considered, and the deepest allowed."""
 
@@ -162,6 +167,15 @@ class Controller:
             self._ar_step, self._ar_seconds = self._steps, self._seconds
         if log.chosen and speculation.fixed_depth(log.batch) is None and self._account.is_open:
             self._unsettled.append(log)
+
+    def draft_elasticity(self, speculation: Speculation, depth: int) -> float:
+        """Percent more tokens per step of `depth` levels for one percent more routing that the draft's pool covers."""
+        if depth == 0:
+            return 0.0
+        model = self._acceptance_of(speculation)
+        chances = [model.chance(level) for level in range(depth)]
+        tokens, more = tokens_by(chances)[-1], tokens_by([min(1.01 * chance, 1.0) for chance in chances])[-1]
+        return COVERAGE_EXPONENT * 100 * (more / tokens - 1)
 
     def as_dict(self) -> dict[str, Any]:
         """What it knows and did, for JSON: measured costs, chances of acceptance by level, and by batch size the speed

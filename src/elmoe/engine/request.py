@@ -62,7 +62,7 @@ class Output:
     token_ids: list[int]
     """Generated tokens; a stop token is the last of them, though it is not in the text."""
     finish_reason: str
-    """`stop` (stop token or string), `length` (max_tokens or the context's end) or `cancelled`."""
+    """`stop` (stop token or string), `length` (max_tokens or the context's end), `cancelled` or `error`."""
     acceptance: Acceptance
     prompt_tokens: int
     ttft_seconds: float
@@ -76,6 +76,8 @@ class Output:
     """Likewise: pieces of tool calls, in order."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One per generated token, where asked for."""
+    error: str | None = None
+    """What went wrong, where that was the end of it."""
     cached_tokens: int = 0
     """Prompt tokens whose keys and values were there already."""
 
@@ -85,6 +87,7 @@ class Output:
             "text": self.text,
             "token_ids": self.token_ids,
             "finish_reason": self.finish_reason,
+            **({} if self.error is None else {"error": self.error}),
             "prompt_tokens": self.prompt_tokens,
             "ttft_seconds": self.ttft_seconds,
             "seconds": self.seconds,
@@ -139,6 +142,8 @@ class Request:
         self.drafted: list[bool] = []
         self.logprobs: list[TokenLogprobs] = []
         self.finish_reason: str | None = None
+        self.error: str | None = None
+        """Why it failed."""
         self._limit = generation.max_tokens
         self._stop_tokens = frozenset() if generation.ignore_eos else stop_tokens
         self._reader: _Reader | None = None
@@ -215,6 +220,11 @@ class Request:
         if self._reader is not None and reason != "stop":
             self._add(self._reader.finish())
 
+    def fail(self, message: str) -> None:
+        """End the request, with what it has, because of a fault."""
+        self.error = message
+        self.finish("error")
+
     def new_text(self) -> str:
         """Text that became certain since the last call: what might be the start of a stop string is held back."""
         end = len(self._text)
@@ -257,6 +267,7 @@ class Request:
             reasoning=self._reasoning,
             calls=tuple(self._calls),
             logprobs=tuple(self.logprobs),
+            error=self.error,
             cached_tokens=self.cached_tokens,
         )
 

@@ -14,7 +14,7 @@ from elmoe.checkpoint.direct import open_direct
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.layout import LSB_FILE, MSB_FILE
 from elmoe.errors import ConfigError
-from elmoe.models.footprint import Footprint
+from elmoe.models.footprint import Footprint, activation_bytes
 
 READERS = ("", "io_uring", "threads")
 
@@ -28,7 +28,7 @@ class CpuTiers:
         Environment: ELMOE_READER (io_uring, threads; default: the first that works). Raises StorageError, ConfigError.
         """
         self.layout = TierLayout.of(sizes)
-        self._model = model
+        self._model, self._checkpoint = model, checkpoint
         reader = os.environ.get("ELMOE_READER", "")
         if reader not in READERS:
             raise ConfigError(f"ELMOE_READER must be one of {', '.join(READERS[1:])}, not {reader!r}")
@@ -51,6 +51,10 @@ class CpuTiers:
     def reader(self) -> str:
         """`io_uring` (with registered buffers where the system allows them) or `threads`."""
         return self._model.store_reader()
+
+    def activation_bytes(self, rows: int, logits: int) -> int:
+        """An upper estimate."""
+        return activation_bytes(self._checkpoint.shape, self._checkpoint.program, rows, logits)
 
     def arrange(self, quotas: Int32) -> None:
         """See `Tiers.arrange`; what `TierLayout.segments_for` says does not fit is refused with ValueError."""

@@ -38,6 +38,8 @@ class Passes:
         try:
             result = self.backend.forward(rows, self.pool.resident, draft, keep)
         except ExpertReadError as error:
+            if self.tiered is not None:
+                self.tiered.refresh()  # the pass had read some records until then
             error.sequences = frozenset(int(rows.sequences[row]) for row in error.rows)
             raise
         seconds = time.perf_counter() - started

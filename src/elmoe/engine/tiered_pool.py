@@ -33,6 +33,8 @@ LIKELY = 0.6
 KNOWN = 128
 """Sureness of an expert that the draft asked for, of 255."""
 LEAST_COVERAGE = 0.05
+TIE = 1e-3
+"""Where passes read everything, all bytes save alike and MSB records, of use to drafts as well, go first."""
 ROUTER_ASKED = 4
 """Rows up to which the backend asks the next layer's router instead."""
 
@@ -66,8 +68,8 @@ class TieredPool:
         """What drafts with all experts would save of a target pass's reads, against drafts with none."""
         self._quick = np.zeros(grid, dtype=np.float64)
         self._slow = np.zeros(grid, dtype=np.float64)
-        self._count = np.zeros(grid, dtype=np.float64)
-        self._latest = np.zeros(grid, dtype=np.float64)
+        self._count = np.zeros(grid, dtype=np.int64)
+        self._latest = np.zeros(grid, dtype=np.int64)
         self._read_seconds = self._read_bytes = 0.0
         self._passes = 0
         self._segments = 0
@@ -120,6 +122,10 @@ class TieredPool:
         self._latest[read] = self._passes
         if self.policy is CachePolicy.BENEFIT and self._passes % REVIEW == 0:
             self._review()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See what is there now."""
         self.resident = self.tiers.kept()[MSB]
 
     def chances(self) -> Float64:
@@ -135,7 +141,8 @@ class TieredPool:
         """elasticity: by what share a step gives more tokens for one percent more of the routing that the residents
         cover, per percent; 0 in plain decoding. Then more coverage saves that share of what target passes read.
         """
-        self.draft_bytes = elasticity * self._read_bytes / max(self.coverage(), LEAST_COVERAGE)
+        worth = elasticity * self._read_bytes / max(self.coverage(), LEAST_COVERAGE)
+        self.draft_bytes += (1 - SLOW) * (worth - self.draft_bytes)  # single trials must not turn the arena over
 
     def slow_tier(self, base_seconds: float) -> SlowTier:
         """What reading costs a step whose draft took `base_seconds`."""
@@ -152,11 +159,8 @@ class TieredPool:
             values[1, MSB], values[1, LSB] = read + draft, read
         elif self.policy is CachePolicy.HOTNESS:
             values[:] = self.hotness
-        elif self.policy is CachePolicy.LRU:
-            values[0], values[1] = self._latest, self._passes + 1
         else:
-            number = np.arange(self.sizes.experts) / (2 * self.sizes.experts)  # ties to the lower number, as in replays
-            values[0], values[1] = self._count - number, self._count + 1 - number
+            values[:] = self._order()[:, None]
         return Keep(values, self._expected(rows, announced))
 
     def cold_bytes(self) -> Float64:
@@ -168,6 +172,19 @@ class TieredPool:
         """Share of the routing decisions, as they were lately, that the residents cover."""
         total = self.hotness.sum()
         return float((self.hotness * self.resident).sum() / total) if total else 0.0
+
+    def _order(self) -> npt.NDArray[np.float32]:
+        """[2, L, E] places of the records by recency or frequency as they are, and once this pass has read them; of
+        equals the later one is worth more, experts being read in ascending order, as in `trace/replay.py`.
+        """
+        experts, now = self.sizes.experts, self._passes + 1
+        later = self._latest * experts + np.arange(experts)
+        latest = now * experts + np.arange(experts)
+        keys = np.stack([later, np.broadcast_to(latest, later.shape)], axis=1)  # [L, 2, E]
+        if self.policy is CachePolicy.LFU:
+            keys += np.stack([self._count, self._count + 1], axis=1) * ((now + 1) * experts)
+        places = keys.reshape(len(keys), -1).argsort(axis=1).argsort(axis=1)  # small numbers: exact in FP32
+        return places.reshape(keys.shape).transpose(1, 0, 2).astype(np.float32)
 
     def _expected(self, rows: int, announced: npt.NDArray[np.int64] | None) -> npt.NDArray[np.uint8] | None:
         if announced is None and rows <= ROUTER_ASKED:
@@ -183,7 +200,7 @@ class TieredPool:
         """[L, E] slow bytes that an MSB record saves through drafts, per byte of its own."""
         total = self.hotness.sum(axis=1, keepdims=True)
         share = self.hotness / np.maximum(total, 1e-9)
-        return share * (self.draft_bytes / self.sizes.moe_layers / self.sizes.expert_msb)
+        return share * (self.draft_bytes / self.sizes.moe_layers / self.sizes.expert_msb + TIE)
 
     # --- how the arena is divided ---
 
@@ -236,7 +253,7 @@ class TieredPool:
         if not np.array_equal(quotas, self._quotas):
             self.tiers.arrange(quotas)
             self._quotas = quotas
-            self.resident = self.tiers.kept()[MSB]
+            self.refresh()
 
 
 def _by_layer(worth: Float64, count: int) -> npt.NDArray[np.int32]:

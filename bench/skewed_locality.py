@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from elmoe import Engine, EngineOptions, Generation, Mode, Speculation
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.errors import ElmoeError

@@ -119,7 +119,9 @@ def routing(target: Target, correlation: float, seed: int) -> npt.NDArray[np.int
     for layer in range(SEARCH_LAYERS):
         scores = content @ router_content(seed, layer, SEARCH_CONTENT, target.experts).T
         shares = target.shares[popularity_order(seed, layer, target.experts)]
-        layers.append(chosen(scores + calibrated_biases(scores, shares, target.experts_per_tok), target.experts_per_tok))
+        layers.append(
+            chosen(scores + calibrated_biases(scores, shares, target.experts_per_tok), target.experts_per_tok)
+        )
     return np.stack(layers, axis=1)
 
 

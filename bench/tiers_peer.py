@@ -63,8 +63,8 @@ SETTINGS = (
     Setting("no mmap", options={"load_mode": NONE}),
     Setting("direct I/O", options={"load_mode": DIRECT_IO}),
 )
-"""More threads than processors keep more page faults under way. What reads the whole model into memory of its own cannot
-run; it is tried to show so."""
+"""More threads than processors keep more page faults under way. What reads the whole model into memory of its own
+cannot run; it is tried to show so."""
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,7 @@ Item = tuple[int, int, int, bool]
 class Model:
     """A loaded model and its context: llama.cpp's low-level API and own defaults, but for sizes, threads, `options`."""
 
-    def __init__(
-        self, api: Any, path: str, threads: int, sequences: int, cells: int, options: dict[str, int]
-    ) -> None:
+    def __init__(self, api: Any, path: str, threads: int, sequences: int, cells: int, options: dict[str, int]) -> None:
         self.api = api
         api.llama_backend_init()
         model_parameters = api.llama_model_default_params()

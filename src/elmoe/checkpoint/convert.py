@@ -225,9 +225,7 @@ def write_experts(
     _write_blocks(writer, weights, _expert_blocks(sources, layout), add)
 
 
-def write_manifest(
-    folder: Path, origin: dict[str, Any], program: Program, texts: dict[str, bytes], crcs: Crcs
-) -> None:
+def write_manifest(folder: Path, origin: dict[str, Any], program: Program, texts: dict[str, bytes], crcs: Crcs) -> None:
     """``manifest.json`` of a folder that holds everything else; `origin` is its ``source`` field."""
     layout = layout_of(program)
     values = {

@@ -8,10 +8,10 @@ all folders (hard links): only ``dense.bin`` differs. No tokenizer: prompts are 
 
 How it routes is in `skewed_routing.py`. In the model: dimension 0 of the residual stream holds the same large value for
 every token and no layer writes to it, so that column 0 of a router is a bias per expert; dimensions 1 to 31, which
-share its scale of INT8, stay empty in the embedding; the others hold the token's content, which layers add to as in any
-model. The head scores a token by the content of its predecessor on the cycle, so that token t is followed by t + 1
-(modulo the vocabulary), greedily, under sampling at usual temperatures and in drafts: natural acceptance is close to 1,
-and whoever emulates a lower one spoils drafted tokens on purpose.
+share its scale of INT8, begin alike; the others hold the token's content, which layers add to as in any model. The head
+scores a token by the content of its predecessor on the cycle, so that token t is followed by t + 1 (modulo the
+vocabulary), greedily, under sampling at usual temperatures and in drafts: natural acceptance is close to 1, and whoever
+emulates a lower one spoils drafted tokens on purpose.
 
 Weights of attention and experts are N(0, 0.02), made as INT8 codes right away: no Hugging Face folder is written. The
 same options give the same bytes.
@@ -35,7 +35,7 @@ import numpy.typing as npt
 from elmoe.checkpoint.convert import write_dense, write_experts, write_manifest
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.layout import DENSE_FILE, LSB_FILE, MSB_FILE, layout_of
-from elmoe.checkpoint.partial_folder import partial_folder
+from elmoe.checkpoint.partial_folder import partial_folder, refuse_existing
 from elmoe.checkpoint.sources import model_sources
 from elmoe.checkpoint.supported import supported_model
 from elmoe.checkpoint.weight_source import FloatRows, Int8Rows, Rows
@@ -77,10 +77,15 @@ SHAPE = DIMENSIONS | {
 """Qwen3-30B-A3B's config.json but for layers and vocabulary."""
 
 CONTENT_DEVIATION = 3 * DEVIATION * EMBEDDING_SCALE
-"""So large beside what layers add that popularity and reuse are the calibrated ones in the last layer, too: with a third
-of it, the context's mean, which attention adds, raised the reuse from 0.43 in the first layer to 0.58 in the eighth."""
-CONSTANT = 16 * CONTENT_DEVIATION
-"""Value of dimension 0: an eighth of the stream's energy at full width, and FP32 router weights are exact anyway."""
+"""So large beside what layers add that popularity and reuse are the calibrated ones in the last layer, too: with a
+third of it, the context's mean, which attention adds, raised the reuse from 0.43 in the first layer to 0.58 in the
+eighth."""
+LARGEST = 3 * CONTENT_DEVIATION
+CONSTANT = LARGEST * 120 / 127
+"""Value of dimension 0. Its group of 32 has an eighth of the stream's energy at full width. INT8 code 120 is one that a
+draft reads exactly: its lower half is the constant that augmentation puts there."""
+SUCCESSOR_LOGIT = 40.0
+"""Of the token that follows, when the head sees nothing but the content; those of the others have a deviation of 1."""
 CODE_RANGE = 2.1
 """Standard deviations at which codes of +-127 lie: the mean largest magnitude of 32 normal values. Those beyond are cut
 off."""
@@ -132,11 +137,10 @@ class SkewedWeights:
         rng = np.random.default_rng([self.seed, zlib.crc32(part.tensor.encode()), first])
         size = (last - first, part.width)
         drawn = np.frombuffer(rng.bytes(2 * size[0] * size[1]), dtype=np.uint16)
-        codes = self.codes[drawn].reshape(size)
+        scales = np.full((size[0], size[1] // GROUP), np.float16(DEVIATION * CODE_RANGE / 127))
         if first == 0 and part.tensor.endswith(WRITES_STREAM):
-            codes[0] = 0
-        scale = np.float16(DEVIATION * CODE_RANGE / 127)
-        return Int8Rows(codes, np.full((size[0], size[1] // GROUP), scale))
+            scales[0] = 0  # in drafts, too, which a code of 0 alone would not be
+        return Int8Rows(self.codes[drawn].reshape(size), scales)
 
 
 def exact_tensors(config: dict[str, Any], target: Target, correlation: float, seed: int) -> dict[str, Float32]:
@@ -144,10 +148,11 @@ def exact_tensors(config: dict[str, Any], target: Target, correlation: float, se
     hidden, vocab = config["hidden_size"], config["vocab_size"]
     content = content_cycle(vocab, hidden - GROUP, correlation, np.random.default_rng([seed, 0]))
     embedding = np.zeros((vocab, hidden), dtype=np.float32)
-    embedding[:, 0], embedding[:, GROUP:] = CONSTANT, CONTENT_DEVIATION * content
+    embedding[:, :GROUP], embedding[:, 1], embedding[:, GROUP:] = CONSTANT, LARGEST, CONTENT_DEVIATION * content
+    root_mean_square = float(np.sqrt((embedding[0, :GROUP] ** 2).sum() / hidden + CONTENT_DEVIATION**2))
+    normed = CONTENT_DEVIATION / root_mean_square
     head = np.zeros_like(embedding)
-    head[:, GROUP:] = DEVIATION * np.roll(content, 1, axis=0)
-    root_mean_square = np.sqrt((CONSTANT**2 + (hidden - GROUP) * CONTENT_DEVIATION**2) / hidden)
+    head[:, GROUP:] = np.roll(content, 1, axis=0) * (SUCCESSOR_LOGIT / normed / (hidden - GROUP))
     tensors = {EMBEDDING: embedding, "lm_head.weight": head}
     for layer in range(config["num_hidden_layers"]):
         weights = router_content(seed, layer, hidden - GROUP, target.experts)
@@ -155,7 +160,7 @@ def exact_tensors(config: dict[str, Any], target: Target, correlation: float, se
         shares = target.shares[popularity_order(seed, layer, target.experts)]
         router = np.zeros((target.experts, hidden), dtype=np.float32)
         router[:, 0] = calibrated_biases(scores, shares, target.experts_per_tok) * (root_mean_square / CONSTANT)
-        router[:, GROUP:] = weights * (root_mean_square / CONTENT_DEVIATION)
+        router[:, GROUP:] = weights / normed
         tensors[f"model.layers.{layer}.mlp.gate.weight"] = router
     return tensors
 
@@ -199,7 +204,7 @@ def skewed_weights(profile: str, dimensions: dict[str, int], seed: int) -> Skewe
 
 
 def write_skewed(destination: Path, weights: SkewedWeights, experts_of: Checkpoint | None = None) -> None:
-    """Make the folder, whole or not at all, with the experts' files of another one (`with_same_experts`) if there is one.
+    """Make the folder, whole or not at all, with the experts' files of another one (`with_same_experts`) if given.
 
     Raises ConfigError when `destination` exists, UnsupportedModelError for an impossible shape.
     """
@@ -245,6 +250,7 @@ def main() -> None:
     try:
         for profile in arguments["profiles"].split(","):
             destination = arguments["folder"] / f"{profile}.elmoe"
+            refuse_existing(destination)  # the search for the routing takes its time
             weights = skewed_weights(profile, dimensions, arguments["seed"])
             write_skewed(destination, weights, with_same_experts(arguments["folder"], weights))
             print(f"{destination}: {json.dumps(weights.config[FIELD])}", flush=True)

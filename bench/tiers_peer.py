@@ -6,7 +6,8 @@ MODEL.elmoe: `python bench/random_checkpoint.py FOLDER`, then `elmoe convert FOL
 uniform routing). The peer gets the same weights as a Q8_0 GGUF file, dropped from the page cache before each load; its
 whole process, interpreter included, lives inside the limit (`cgroup.py`). Every setting decodes the same random tokens;
 steps are timed one by one, after a few that nobody times, and the median counts. A setting that cannot run under the
-limit has an `error` instead of a speed. Writes bench/results/tiers_peer.json.
+limit has an `error` instead of a speed. Where the disk's read-ahead is large, a smaller one is tried, too, on a device
+of its own (`read_ahead.py`). Writes bench/results/tiers_peer.json.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.resolve import resolve
 from elmoe.errors import ElmoeError
 from harness import ROOT, markdown_table, provenance, write_result
+from read_ahead import read_ahead_kb, with_read_ahead
 
 NAME = "tiers_peer"
 ARM = "llama.cpp"
@@ -49,6 +51,8 @@ class Setting:
     threads: int = 2
     options: Mapping[str, int] = field(default_factory=dict)
     """Fields of ``llama_model_params``; `load_mode` as llama.h numbers it."""
+    read_ahead_kb: int | None = None
+    """Of the block device under the file. None: as it is."""
 
 
 NONE, MMAP, MMAP_MLOCK, DIRECT_IO = 0, 1, 3, 4
@@ -59,6 +63,8 @@ SETTINGS = (
     Setting("four threads", threads=4),
     Setting("mmap, no repacking", options={"load_mode": MMAP, "use_extra_bufts": 0}),
     Setting("mmap, lazy", options={"load_mode": MMAP, "lazy_mode": 2}),
+    Setting("four threads, read-ahead 128 KiB", threads=4, read_ahead_kb=128),
+    Setting("eight threads, read-ahead 128 KiB", threads=8, read_ahead_kb=128),
     Setting("mmap, mlock", options={"load_mode": MMAP_MLOCK}),
     Setting("no mmap", options={"load_mode": NONE}),
     Setting("direct I/O", options={"load_mode": DIRECT_IO}),
@@ -89,27 +95,34 @@ def measure(
     """One row per batch: arm, batch, decode_tok_s, limit_bytes, settings, and what the kernel counted meanwhile.
 
     A row has `error` and no speed where the peer died or refused. Raises GroupError where no limit can be set,
-    ConfigError where there is no peer.
+    ConfigError where there is no peer, StorageError where the read-ahead cannot be set.
     """
+    if setting.read_ahead_kb is not None:
+        with with_read_ahead(gguf, setting.read_ahead_kb) as copy:
+            return measure(copy, works, replace(setting, read_ahead_kb=None), limit_bytes, python, warm_up)
     drop_cached(gguf)
     rows: list[dict[str, Any]] = []
     with MemoryGroup(limit_bytes) as group, tempfile.TemporaryDirectory() as folder:
-        common = {"arm": ARM, "limit_bytes": limit_bytes, "settings": asdict(setting)}
+        common = {
+            "arm": ARM,
+            "limit_bytes": limit_bytes,
+            "settings": asdict(setting) | {"read_ahead_kb": read_ahead_kb(gguf)},
+        }
         with Peer(str(group.wrapper(Path(folder), python))) as peer:
-            load_error = None
+            failure: ElmoeError | None = None
             try:
                 cells = max(work.cells for work in works)
                 peer.load(gguf, setting.threads, max(work.batch for work in works), cells, setting.options)
             except ElmoeError as error:
-                load_error = error
+                failure = error
             for work in works:
                 row = common | {"batch": work.batch}
                 try:
-                    if load_error is not None:
-                        raise load_error
-                    row |= _timed(peer, work, warm_up)
+                    row |= _timed(peer, work, warm_up) if failure is None else {}
                 except ElmoeError as error:
-                    row |= {"error": "killed: out of memory" if group.killed else str(error)}
+                    failure = error  # it may be dead
+                if failure is not None:
+                    row["error"] = "killed: out of memory" if group.killed else str(failure)
                 rows.append(row | {"peak_bytes": group.peak_bytes})
     return rows
 

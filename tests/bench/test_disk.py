@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ def file(tmp_path_factory):
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
     except OSError:
         pytest.skip("the temporary folder's file system has no direct I/O")
+    if disk._file_system(path) in disk.IN_MEMORY:
+        pytest.skip("the temporary folder lies in memory")
     return path
 
 
@@ -69,6 +72,18 @@ def test_a_file_system_without_direct_io(file, monkeypatch):
     monkeypatch.setattr(disk.os, "open", _refuse(errno.EINVAL))
     with pytest.raises(StorageError, match="its file system has no direct I/O"):
         read_rate(file, 4096, 1)
+
+
+def test_a_file_in_memory(monkeypatch):
+    memory = Path("/dev/shm")
+    if disk._file_system(memory) != "tmpfs":
+        pytest.skip("there is no tmpfs here")
+    with tempfile.NamedTemporaryFile(dir=memory) as file:
+        file.truncate(1 << 20)
+        with pytest.raises(StorageError, match=r"lies in memory \(tmpfs\); give a file on a local disk"):
+            read_rate(Path(file.name), 4096, 1)
+    monkeypatch.setattr(disk.Path, "read_text", _refuse(errno.ENOENT))
+    assert disk._file_system(memory) == ""
 
 
 def test_a_missing_file_and_a_failing_disk(file, tmp_path, monkeypatch):

@@ -30,6 +30,8 @@ REQUEST_BYTES = tuple(1 << bits for bits in (16, 18, 20, 22, 24))
 """64 KiB to 16 MiB."""
 DEPTHS = (1, 4, 16)
 ROUND_SECONDS, ROUNDS = 0.5, 3
+IN_MEMORY = ("tmpfs", "ramfs")
+"""File systems that take O_DIRECT (Linux 6.6 and later) though there is no device to read from."""
 START_SECONDS = 10
 """Threads that have not begun after this are a fault."""
 
@@ -38,10 +40,12 @@ def read_rate(path: Path, request_bytes: int, depth: int, seconds: float = ROUND
     """GB/s of direct reads of `request_bytes` at random places of a file, `depth` of them under way, for `seconds`.
 
     Raises ConfigError for sizes that direct I/O cannot have or a file smaller than a request, StorageError where the
-    file cannot be read or its file system has no O_DIRECT.
+    file cannot be read, lies in memory or its file system has no O_DIRECT.
     """
     if request_bytes < ALIGNMENT_BYTES or request_bytes % ALIGNMENT_BYTES:
         raise ConfigError(f"a direct read has a multiple of {ALIGNMENT_BYTES} bytes, not {request_bytes}")
+    if _file_system(path) in IN_MEMORY:
+        raise StorageError(f"{path} lies in memory ({_file_system(path)}); give a file on a local disk")
     if depth < 1 or seconds <= 0:
         raise ConfigError(f"depth and seconds must be above 0, not {depth} and {seconds:g}")
     with _direct(path) as descriptor:
@@ -124,6 +128,16 @@ def _direct(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _file_system(path: Path) -> str:
+    """Its type, "" where that cannot be known."""
+    try:
+        number, lines = path.stat().st_dev, Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    mounted = f"{os.major(number)}:{os.minor(number)}"
+    return next((line.split(" - ", 1)[1].split()[0] for line in lines if line.split()[2] == mounted), "")
 
 
 def _refusal(path: Path, error: OSError) -> StorageError:

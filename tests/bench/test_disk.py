@@ -105,7 +105,7 @@ def test_the_command(file, tmp_path):
 
 
 def _refuse(number):
-    def call(*_):
+    def call(*_, **__):
         raise OSError(number, os.strerror(number))
 
     return call

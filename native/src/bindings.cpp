@@ -182,7 +182,7 @@ NB_MODULE(_native, m) {
       .def("forward", &BoundModel::forward, "tokens"_a.noconvert(), "sequences"_a.noconvert(),
            "positions"_a.noconvert(), "cells"_a.noconvert(), "prefix"_a.noconvert(), "path"_a.noconvert(),
            "wanted"_a.noconvert(), "pool"_a.noconvert().none(), "bits"_a, "experts_per_tok"_a, "best"_a,
-           "values"_a.noconvert().none(), "expected"_a.noconvert().none())
+           "values"_a.noconvert().none() = nb::none(), "expected"_a.noconvert().none() = nb::none())
       .def("phase_seconds", &BoundModel::phase_seconds)
       .def_prop_ro("isa", &BoundModel::isa);
   m.def("quantize", &quantize, "x"_a, "isa"_a = "");

@@ -122,7 +122,8 @@ def test_every_family(family_checkpoints: dict[str, Checkpoint], name: str) -> N
 @pytest.mark.parametrize(("policy", "replayed"), [(CachePolicy.LRU, Policy.LRU), (CachePolicy.LFU, Policy.LFU)])
 def test_hits_are_those_of_the_replay(folder: Path, policy: CachePolicy, replayed: Policy) -> None:
     engine = opened(folder, cache_policy=policy, speculation=Speculation(Mode.AR), max_batch=2)
-    assert isinstance(engine.pool, TieredPool) and engine.backend.tiers is not None
+    assert isinstance(engine.pool, TieredPool)
+    assert engine.backend.tiers is not None
     engine.recorder = records = Records()
     engine.generate(PROMPTS[:2], Generation(40, ignore_eos=True))
     reads = np.zeros((len(records), 8, 32), dtype=np.bool_)
@@ -130,7 +131,8 @@ def test_hits_are_those_of_the_replay(folder: Path, policy: CachePolicy, replaye
         for layer in range(8):
             reads[index, layer, record.experts[:, layer]] = True
     capacity = int(engine.pool.quotas[MSB, 0])
-    assert (engine.pool.quotas == capacity).all() and 4 <= capacity < 20
+    assert (engine.pool.quotas == capacity).all()
+    assert 4 <= capacity < 20
     want, counters = replay(Accesses.of(reads), capacity, replayed), engine.backend.tiers.counters()
     assert counters.msb_hits == counters.lsb_hits == want.hits.sum()
     assert counters.msb_misses == want.misses.sum()
@@ -189,7 +191,8 @@ def test_without_a_budget_what_is_free_decides(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(engine_module, "free_bytes", lambda: total - 1)
     options, expert_bytes = within_memory(EngineOptions(**FEW), checkpoint)
     assert options.fast_bytes == total - 1
-    assert expert_bytes is not None and 0 < expert_bytes < total
+    assert expert_bytes is not None
+    assert 0 < expert_bytes < total
     monkeypatch.setattr(engine_module, "free_bytes", lambda: total)
     assert within_memory(EngineOptions(), checkpoint) == (EngineOptions(), None)
 
@@ -266,7 +269,8 @@ def test_a_damaged_expert_ends_the_requests_that_need_it_and_no_others(
     outputs = engine.generate(PROMPTS, Generation(24, ignore_eos=True))
     failed = outputs[victim]
     assert failed.finish_reason == "error"
-    assert failed.error is not None and f"LSB record of expert {expert} in MoE block {layer} is damaged" in failed.error
+    assert failed.error is not None
+    assert f"LSB record of expert {expert} in MoE block {layer} is damaged" in failed.error
     assert failed.token_ids == plain[victim][: len(failed.token_ids)]
     if mode is Mode.AR:
         assert all(output.error is None for n, output in enumerate(outputs) if n != victim)

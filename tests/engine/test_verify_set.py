@@ -69,7 +69,8 @@ def test_leaves_that_the_draft_has_not_run_over_are_reckoned_by_what_nodes_bring
 def test_what_was_announced_is_counted_by_layer_and_expert() -> None:
     tree = tree_of([(-1, 1, [0, 1]), (0, 0.9, [1, 2]), (1, 0.5, None)])
     counts = routing_of([tree], [[0, 1, 2]], EXPERTS)
-    assert counts is not None and counts.tolist() == [[1, 2, 1, 0, 0, 0, 0, 0]] * LAYERS
+    assert counts is not None
+    assert counts.tolist() == [[1, 2, 1, 0, 0, 0, 0, 0]] * LAYERS
     assert routing_of([tree_of([(-1, 1, None)])], [[0]], EXPERTS) is None
 
 
@@ -94,10 +95,14 @@ def test_sets_are_trees_within_bounds_and_never_give_less_than_plain_decoding(
 ) -> None:
     built = []
     for nodes in drafted:
-        built.append(tree_of([(-1, 1.0, [0, 1]), *((parent % (i + 1), p, e) for i, (parent, p, e) in enumerate(nodes))]))
+        built.append(
+            tree_of([(-1, 1.0, [0, 1]), *((parent % (i + 1), p, e) for i, (parent, p, e) in enumerate(nodes))])
+        )
     chosen = choose_nodes(built, [most] * len(built), slow(cold, base))
     for tree, nodes in zip(built, chosen, strict=True):
-        assert nodes == sorted(set(nodes)) and nodes[0] == 0 and len(nodes) <= most + 1
+        assert nodes == sorted(set(nodes))
+        assert nodes[0] == 0
+        assert len(nodes) <= most + 1
         assert all(tree.parents[node] in nodes for node in nodes[1:])
 
 

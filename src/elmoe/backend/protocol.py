@@ -126,8 +126,10 @@ class Backend(Protocol):
 
     shape: ModelShape
     footprint: Footprint
-    tiers: Tiers | None
-    """None: all weights are in memory, and tiers are an account only."""
+
+    @property
+    def tiers(self) -> Tiers | None:
+        """None: all weights are in memory, and tiers are an account only."""
 
     def allocate(self, sequence: int, cells: int) -> None:
         """Give `sequence` a KV cache of `cells` cells; replaces one that it had."""

@@ -20,7 +20,7 @@ from elmoe.quant.bitnested import Float32, UInt8
 Bool = npt.NDArray[np.bool_]
 Int32 = npt.NDArray[np.int32]
 
-IN_FLIGHT_BYTES = 16 << 20
+IN_FLIGHT_BYTES = 32 << 20
 """Reads under way at once: what keeps an NVMe disk busy at requests of 64 KiB to 4 MiB (docs/tiers.md)."""
 LEAST_STAGING, MOST_STAGING = 2, 64
 MSB, LSB = 0, 1

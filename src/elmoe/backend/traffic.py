@@ -38,8 +38,9 @@ def count_traffic(sizes: Footprint, rows: Rows, read: Bool, pool: Bool | None, d
 def tiered_traffic(
     sizes: Footprint, kv_bytes: int, draft: DraftQuality | None, before: TierCounters, after: TierCounters
 ) -> Traffic:
-    """The same of a pass whose bytes really moved, from the counters before and after it: the slow tier's are those that
-    were read, in whole blocks of the file, read ahead in vain included.
+    """The same of a pass whose bytes really moved, from the counters before and after it.
+
+    The slow tier's are those that were read: whole blocks of the file, those read ahead in vain included.
     """
     msb, lsb = after.msb_hits - before.msb_hits, after.lsb_hits - before.lsb_hits
     dense = sizes.dense if draft is None else sizes.dense_msb

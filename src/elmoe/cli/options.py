@@ -39,7 +39,9 @@ DraftExperts = Annotated[int | None, typer.Option(help="Experts per token in the
 PoolFraction = Annotated[float | None, typer.Option(help="Share of experts in the fast tier. Default 0.5.")]
 FastBytes = Annotated[
     str | None,
-    typer.Option(help="Memory for the model, for example 8GiB; what does not fit stays on disk. Default: what is free."),
+    typer.Option(
+        help="Memory for the model, for example 8GiB; what does not fit stays on disk. Default: what is free."
+    ),
 ]
 CachePolicyOption = Annotated[
     CachePolicy, typer.Option("--cache-policy", help="Which experts stay in memory where not all fit.")

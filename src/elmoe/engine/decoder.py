@@ -82,9 +82,7 @@ class Decoder:
             passes.record(PassKind.DRAFT, level, rows, result, seconds, np.zeros(rows.count, dtype=np.bool_))
             log.end_pass(Pass(PassKind.DRAFT, rows.count, quality))
 
-    def _verify(
-        self, ready: list[Request], trees: list[DraftTree], verified: list[list[int]], log: StepLog
-    ) -> None:
+    def _verify(self, ready: list[Request], trees: list[DraftTree], verified: list[list[int]], log: StepLog) -> None:
         """One target pass over the `verified` nodes of each tree; accept, commit, emit, fill the pool."""
         passes = self._passes
         builder = RowBuilder()

@@ -285,7 +285,9 @@ class Engine:
         left = self.backend.shape.max_context - prompt_length
         if self.options.fast_bytes is not None:
             spec = speculation or self.speculation
-            left = min(left, self._tier.cells_left() - prompt_length - scratch_cells(spec.width, spec.depth, spec.verify))
+            left = min(
+                left, self._tier.cells_left() - prompt_length - scratch_cells(spec.width, spec.depth, spec.verify)
+            )
         return max(left, 0)
 
     def _scratch(self, request: Request) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elmoe.backend.protocol import Bool
-from elmoe.backend.tiers import LSB, MSB, Keep, Tiers
+from elmoe.backend.tiers import LSB, MSB, Keep, TierLayout, Tiers
 from elmoe.engine.verify_set import SlowTier
 from elmoe.models.footprint import Footprint
 from elmoe.trace.schema import routing_counts
@@ -113,7 +113,7 @@ class TieredPool:
         """The residents; what enters is decided record by record while a pass reads."""
         return self.resident
 
-    def fill(self, wanted: Bool, read: Bool) -> None:
+    def fill(self, _wanted: Bool, read: Bool) -> None:
         """After a target pass that read the experts `read` [L, E]."""
         self._passes += 1
         self._quick += (1 - QUICK) * (read - self._quick)
@@ -206,21 +206,10 @@ class TieredPool:
 
     def _divided(self) -> npt.NDArray[np.int32]:
         """Equal quotas of all layers: whole experts, or MSB records alone."""
-        layers, most = self.sizes.moe_layers, self.sizes.experts
-        quotas = np.zeros((2, layers), dtype=np.int32)
-        if self.policy is CachePolicy.NONE:
-            return quotas
-        layout, least = self.tiers.layout, self.sizes.experts_per_tok
-        whole = layout.planes == 2 and self.policy is not CachePolicy.HOTNESS
-        msb = most
-        while msb > least and layout.segments_for(msb * layers, msb * layers if whole else 0) > self._segments:
-            msb -= 1
-        quotas[MSB] = msb
-        if layout.planes == 2:
-            lsb = msb if whole else 0
-            while lsb > 0 and layout.segments_for(msb * layers, lsb * layers) > self._segments:
-                lsb -= 1
-            quotas[LSB] = lsb
+        quotas = np.zeros((2, self.sizes.moe_layers), dtype=np.int32)
+        if self.policy is not CachePolicy.NONE:
+            whole = self.policy is not CachePolicy.HOTNESS
+            quotas[:] = np.array(records_per_layer(self.sizes, self.tiers.layout, self._segments, whole))[:, None]
         return quotas
 
     def _review(self) -> None:
@@ -254,6 +243,21 @@ class TieredPool:
             self.tiers.arrange(quotas)
             self._quotas = quotas
             self.refresh()
+
+
+def records_per_layer(sizes: Footprint, layout: TierLayout, segments: int, whole: bool) -> tuple[int, int]:
+    """(MSB, LSB) records of each layer that so many segments hold, layers alike; whole: both of an expert, as far as
+    possible. At least the MSB records of the experts that a token uses.
+    """
+    layers, least = sizes.moe_layers, sizes.experts_per_tok
+    whole = whole and layout.planes == 2
+    msb = sizes.experts
+    while msb > least and layout.segments_for(msb * layers, msb * layers if whole else 0) > segments:
+        msb -= 1
+    lsb = msb if whole else 0
+    while lsb > 0 and layout.segments_for(msb * layers, lsb * layers) > segments:
+        lsb -= 1
+    return msb, lsb
 
 
 def _by_layer(worth: Float64, count: int) -> npt.NDArray[np.int32]:

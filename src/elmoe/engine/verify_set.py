@@ -1,9 +1,9 @@
 """Which drafted tokens to verify, when a verify pass has to read experts from a slow tier.
 
-Plain selection takes the likeliest nodes. But the draft has recorded which experts each of them asks for, so what a node
-costs is known before the pass: the bytes of those experts that are not in the fast tier and that no other verified row
-reads anyway. A node is worth verifying if it adds expected tokens per second to the step; trees stay whole (a node
-needs its parent). Lossless by construction: whatever is verified, the target decides. Beyond the paper.
+Plain selection takes the likeliest nodes. But the draft has recorded which experts each of them asks for, so what a
+node costs is known before the pass: the bytes of those experts that are not in the fast tier and that no other
+verified row reads anyway. A node is worth verifying if it adds expected tokens per second to the step; trees stay
+whole (a node needs its parent). Lossless by construction: whatever is verified, the target decides. Beyond the paper.
 """
 
 from __future__ import annotations
@@ -75,7 +75,12 @@ def choose_nodes(trees: Sequence[DraftTree], most: Sequence[int], slow: SlowTier
 
 def routing_of(trees: Sequence[DraftTree], verified: Sequence[Sequence[int]], experts: int) -> Int64 | None:
     """[L, E] how many of the verified nodes asked for an expert in the draft; None where nothing is known."""
-    known = [tree.routing[node] for tree, nodes in zip(trees, verified, strict=True) for node in nodes if node in tree.routing]
+    known = [
+        tree.routing[node]
+        for tree, nodes in zip(trees, verified, strict=True)
+        for node in nodes
+        if node in tree.routing
+    ]
     if not known:
         return None
     stacked = np.stack(known)  # [R, L, A]

@@ -227,10 +227,11 @@ class EngineLoop:
 
     def _tell(self, jobs: Sequence[Job]) -> None:
         """Give every job what is new for it."""
-        for job in [job for job in jobs if job.request is not None and job.request.error is not None]:
-            self._jobs.remove(job)  # an expert that it needs cannot be read; the others go on
-            self._fail(job, ExpertReadError(job.request.error, ()))
-        news = [(job, delta) for job in jobs if not job.done and (delta := self._delta(job)) is not None]
+        failed = {job: job.request.error for job in jobs if job.request is not None and job.request.error is not None}
+        for job, message in failed.items():  # an expert that it needs cannot be read; the others go on
+            self._jobs.remove(job)
+            self._fail(job, ExpertReadError(message, ()))
+        news = [(job, delta) for job in jobs if job not in failed and (delta := self._delta(job)) is not None]
         for job, delta in news:
             if delta.output is not None:
                 self._jobs.remove(job)

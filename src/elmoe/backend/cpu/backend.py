@@ -21,6 +21,7 @@ from elmoe.backend.tiers import Keep, no_values
 from elmoe.backend.traffic import count_traffic, tiered_traffic
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.layout import LSB_FILE, MSB_FILE, Plane, expert_title
+from elmoe.checkpoint.manifest import AGAIN
 from elmoe.errors import CapacityError, CheckpointError, ConfigError, ExpertReadError
 from elmoe.models.footprint import footprint
 from elmoe.quant.bitnested import STORED_DRAFT_BITS, Treatment
@@ -149,7 +150,7 @@ class CpuBackend:
     def _read_error(self, plane: Plane, block: int, expert: int, code: int, rows: list[int]) -> ExpertReadError:
         title, folder = expert_title(plane, block, expert), self.checkpoint.path
         if code == _native.BAD_CHECKSUM:
-            what = f"{title} is damaged (CRC-32 mismatch); convert the model again"
+            what = f"{title} is damaged (CRC-32 mismatch); {AGAIN}"
         elif code == _native.END_OF_FILE:
             what = f"the file ends inside the {title}; was it replaced while the model was open?"
         else:

@@ -29,7 +29,7 @@ from elmoe.quant.bitnested import Float32
 MAX_EXPERTS_PER_TOK, MAX_GROUPS = 64, 256
 
 
-def build_model(checkpoint: Checkpoint, experts_mapped: bool) -> tuple[_native.Model, dict[Rope, int]]:
+def build_model(checkpoint: Checkpoint, experts_mapped: bool = True) -> tuple[_native.Model, dict[Rope, int]]:
     """The native model of a checkpoint, and the number that it gave to each rotary embedding.
 
     experts_mapped: experts are computed from the mapped files; else they have no memory until a store gives them some.

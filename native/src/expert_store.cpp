@@ -207,6 +207,8 @@ void ExpertStore::begin_pass(const float *values, const float *fresh) {
 
 void ExpertStore::begin_layer(int layer, std::span<const int> experts, bool both) {
   layer_ = layer;
+  if (hoped_layer_ == layer)
+    next_hope_ = hopes_.size(); // the layer knows better now
   both_ = both && stride(1) > 0;
   idle_called_ = false;
   remaining_ = static_cast<int>(experts.size());
@@ -277,10 +279,12 @@ Read *ExpertStore::new_read() {
   return read;
 }
 
-// Begins wanted reads while there is room for what they bring.
+// Begins wanted reads, then hoped ones, while there is room for what they bring.
 void ExpertStore::pump() {
   batch_.clear();
-  while (next_wanted_ < wanted_.size() && under_way_ < depth_) {
+  while (under_way_ < depth_) {
+    if (next_wanted_ == wanted_.size() && !hope())
+      break;
     const size_t first = wanted_[next_wanted_];
     const int plane = plane_of(first);
     const auto p = static_cast<size_t>(plane);
@@ -411,31 +415,38 @@ void ExpertStore::keep_or_drop(size_t record, int plane) {
 }
 
 void ExpertStore::expect(int layer, std::span<const int> experts) {
-  if (next_wanted_ < wanted_.size())
-    return;
-  wanted_.clear();
-  next_wanted_ = 0;
-  std::array<size_t, kPlanes> room{free_[0].size(), free_[1].size()};
-  for (int e : experts) {
-    std::array<size_t, kPlanes> need{};
+  hopes_.assign(experts.begin(), experts.end());
+  next_hope_ = 0;
+  hoped_layer_ = layer;
+  pump();
+}
+
+// Lists the next expert to read ahead if there is room for all that is missing of it: half an expert could block others.
+bool ExpertStore::hope() {
+  while (next_hope_ < hopes_.size()) {
+    const int e = hopes_[next_hope_];
+    std::array<bool, kPlanes> need{};
     for (int p = 0; p < kPlanes; ++p)
-      need[static_cast<size_t>(p)] = stride(p) && states_[id(p, layer, e)] == absent;
-    if (need[0] > room[0] || need[1] > room[1]) // both planes or none: half an expert could block the others
-      break;
+      need[static_cast<size_t>(p)] = stride(p) && states_[id(p, hoped_layer_, e)] == absent;
+    if ((need[0] && free_[0].empty()) || (need[1] && free_[1].empty()) || under_way_ + kPlanes > depth_)
+      return false;
+    ++next_hope_;
     for (int p = 0; p < kPlanes; ++p)
       if (need[static_cast<size_t>(p)]) {
-        const size_t record = id(p, layer, e);
+        const size_t record = id(p, hoped_layer_, e);
         wanted_.push_back(record);
         ahead_[record] = 1;
         ahead_list_.push_back(record);
-        --room[static_cast<size_t>(p)];
       }
+    if (need[0] || need[1])
+      return true;
   }
-  pump();
+  return false;
 }
 
 void ExpertStore::end_pass() {
   next_wanted_ = wanted_.size();
+  next_hope_ = hopes_.size();
   layer_ = -1;
   for (size_t record : ahead_list_)
     if (ahead_[record])
@@ -461,6 +472,7 @@ void ExpertStore::abort(const StoreFault &fault) {
   ahead_list_.clear();
   std::fill(missing_.begin(), missing_.end(), -1);
   next_wanted_ = wanted_.size();
+  next_hope_ = hopes_.size();
   layer_ = -1;
 }
 

@@ -78,7 +78,7 @@ public:
   uint32_t crc(int plane, int layer, int expert) const;
   // These have been used: they stay or make room.
   void release(std::span<const int> experts);
-  // Reads ahead for a later layer, likeliest first, as far as there is room; nothing while this layer still waits.
+  // Reads ahead for a later layer, likeliest first, once this layer's reads have begun and as far as there is room.
   void expect(int layer, std::span<const int> experts);
   void end_pass();
   // Ends a pass that failed: waits for its reads and forgets them.
@@ -119,6 +119,7 @@ private:
   void reopen_queue();
   void drop_ahead(size_t record);
   void want(int layer, std::span<const int> experts, bool both);
+  bool hope();
   void pump();
   void collect(Read *read);
   void settle(size_t record);
@@ -153,6 +154,9 @@ private:
   int remaining_ = 0;            // experts not yet handed out
   std::vector<size_t> wanted_;   // records to read, in order
   size_t next_wanted_ = 0;
+  std::vector<int> hopes_;       // experts of hoped_layer_ to read ahead, likeliest first
+  size_t next_hope_ = 0;
+  int hoped_layer_ = -1;
   std::vector<size_t> ahead_list_; // records of ahead_
   std::vector<size_t> passing_;    // records of a plane that were used and do not stay yet
 

@@ -22,7 +22,9 @@ PackedRows Packed::chunk(int first) const {
 
 Workspace::Workspace(Model &model, int threads)
     : model_(model), k_(*model.kernels), max_rows_(model.kernels->max_rows), queue_(threads),
-      own_(static_cast<size_t>(threads)) {}
+      own_(static_cast<size_t>(threads)) {
+  guesses_right_.fill(1);
+}
 
 void Workspace::lap(Phase phase, int t) {
   if (t != 0)
@@ -64,6 +66,7 @@ void Workspace::run(const PassInput &in, PassOutput &out, ThreadPool &pool) {
   ExpertStore *store = model_.store.get();
   if (store) {
     store->begin_pass(in.values, in.fresh);
+    ranked_.clear();
     for (const Layer &layer : model_.layers)
       if (layer.ffn.experts > 0) {
         expect_listed(layer.ffn);

@@ -180,7 +180,8 @@ private:
   int index_ = 0; // of the running layer
   std::vector<Active> all_active_;
   std::vector<int> wave_, candidates_; // experts
-  std::vector<std::pair<float, int>> ranked_;
+  std::vector<std::pair<int, int>> ranked_; // the next layer's experts as guessed: rank in their row, expert
+  std::array<float, kMostExpertsPerTok> guesses_right_; // share of guesses of a rank that were right
   Scratch<float> ahead_; // a row as the next layer's router might see it, and its scores
   bool last_wave_ = true;
 

@@ -8,7 +8,9 @@
 namespace elmoe {
 namespace {
 
-constexpr int kRowsLookedAhead = 4; // beyond these the next layer's scores take longer than they save
+constexpr int kRowsLookedAhead = 32; // beyond these the next layer's scores take longer than they save
+constexpr float kSure = 0.7f;        // of a rank's guesses so many must have been right lately; a wrong one costs a read
+constexpr float kNews = 1.0f / 64;   // weight of the latest guess
 
 } // namespace
 
@@ -19,6 +21,11 @@ void Workspace::begin_waves(const Feedforward &ffn) {
   for (const Active &active : active_)
     if (active.expert < ffn.experts)
       needed.push_back(active.expert);
+  for (const auto &[rank, e] : ranked_) { // how good was the guess?
+    float &right = guesses_right_[static_cast<size_t>(rank)];
+    right += kNews * (static_cast<float>(std::binary_search(needed.begin(), needed.end(), e)) - right);
+  }
+  ranked_.clear();
   all_active_.swap(active_);
   model_.store->begin_layer(ffn.moe_layer, needed, in_->bits.kind != WeightBits::msb);
   next_wave();
@@ -93,25 +100,26 @@ void Workspace::look_ahead() {
     expect_listed(layer.ffn);
     return;
   }
+  ranked_.clear();
   if (in_->rows > kRowsLookedAhead)
     return;
-  const int E = layer.ffn.experts, sure = (layer.ffn.experts_per_tok + 1) / 2;
+  const int E = layer.ffn.experts, ranks = layer.ffn.experts_per_tok;
   float *row = ahead_.data(), *scores = row + width_;
-  ranked_.clear();
   for (int r = 0; r < in_->rows; ++r) {
     k_.rms_norm(x_row(r), layer.ffn_norm.weight, layer.ffn_norm.eps, model_.hidden, model_.hidden, row);
     k_.dot_rows(row, layer.ffn.router, E, model_.hidden, scores);
     std::vector<std::pair<float, int>> best;
     for (int e = 0; e < E; ++e)
       best.emplace_back(scores[e] + (layer.ffn.router_bias ? layer.ffn.router_bias[e] : 0.0f), e);
-    std::partial_sort(best.begin(), best.begin() + sure, best.end(), std::greater<>());
-    for (int k = 0; k < sure; ++k)
-      ranked_.emplace_back(static_cast<float>(k), best[static_cast<size_t>(k)].second);
+    std::partial_sort(best.begin(), best.begin() + ranks, best.end(), std::greater<>());
+    for (int k = 0; k < ranks; ++k)
+      ranked_.emplace_back(k, best[static_cast<size_t>(k)].second);
   }
   std::stable_sort(ranked_.begin(), ranked_.end());
   candidates_.clear();
   for (const auto &[rank, e] : ranked_)
-    if (std::find(candidates_.begin(), candidates_.end(), e) == candidates_.end())
+    if (guesses_right_[static_cast<size_t>(rank)] >= kSure &&
+        std::find(candidates_.begin(), candidates_.end(), e) == candidates_.end())
       candidates_.push_back(e);
   model_.store->expect(layer.ffn.moe_layer, candidates_);
 }

@@ -52,7 +52,10 @@ def open_direct(path: Path) -> tuple[int, bool]:
 def read_whole(path: Path) -> UInt8:
     """A file in anonymous memory, flat uint8, page-aligned. Raises StorageError."""
     size = path.stat().st_size
-    memory = mmap.mmap(-1, max(-(-size // BLOCK_BYTES) * BLOCK_BYTES, BLOCK_BYTES))
+    memory = mmap.mmap(
+        -1, max(-(-size // BLOCK_BYTES) * BLOCK_BYTES, BLOCK_BYTES), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    )
+    memory.madvise(mmap.MADV_HUGEPAGE)  # all of it is going to be touched
     view, done = memoryview(memory), 0
     descriptor, direct = open_direct(path)
     try:

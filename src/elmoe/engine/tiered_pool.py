@@ -35,7 +35,7 @@ KNOWN = 128
 LEAST_COVERAGE = 0.05
 TIE = 1e-3
 """Where passes read everything, all bytes save alike and MSB records, of use to drafts as well, go first."""
-ROUTER_ASKED = 4
+ROUTER_ASKED = 32
 """Rows up to which the backend asks the next layer's router instead."""
 
 
@@ -70,7 +70,7 @@ class TieredPool:
         self._slow = np.zeros(grid, dtype=np.float64)
         self._count = np.zeros(grid, dtype=np.int64)
         self._latest = np.zeros(grid, dtype=np.int64)
-        self._read_seconds = self._read_bytes = 0.0
+        self._fit = ReadCost()
         self._passes = 0
         self._segments = 0
         self._quotas = np.full((2, sizes.moe_layers), -1, dtype=np.int32)
@@ -134,19 +134,19 @@ class TieredPool:
 
     def count_read(self, seconds: float, slow_bytes: int) -> None:
         """A target pass took `seconds` and read `slow_bytes`."""
-        self._read_seconds += (1 - QUICK) * (seconds - self._read_seconds)
-        self._read_bytes += (1 - QUICK) * (slow_bytes - self._read_bytes)
+        self._fit.observe(float(slow_bytes), seconds)
 
     def value_drafts(self, elasticity: float) -> None:
         """elasticity: by what share a step gives more tokens for one percent more of the routing that the residents
         cover, per percent; 0 in plain decoding. Then more coverage saves that share of what target passes read.
         """
-        worth = elasticity * self._read_bytes / max(self.coverage(), LEAST_COVERAGE)
+        worth = elasticity * self._fit.mean_bytes / max(self.coverage(), LEAST_COVERAGE)
         self.draft_bytes += (1 - SLOW) * (worth - self.draft_bytes)  # single trials must not turn the arena over
 
     def slow_tier(self, base_seconds: float) -> SlowTier:
         """What reading costs a step whose draft took `base_seconds`."""
-        return SlowTier(self.cold_bytes(), self._read_seconds / max(self._read_bytes, 1.0), base_seconds)
+        fixed, per_byte = self._fit.costs()
+        return SlowTier(self.cold_bytes(), per_byte, base_seconds + fixed)
 
     def keep(self, rows: int, announced: npt.NDArray[np.int64] | None) -> Keep:
         """For a pass over `rows` rows. announced: [L, E] how many of them asked for an expert in the draft."""
@@ -243,6 +243,38 @@ class TieredPool:
             self.tiers.arrange(quotas)
             self._quotas = quotas
             self.refresh()
+
+
+class ReadCost:
+    """What a target pass takes: seconds = fixed + per_byte * slow bytes, fitted to recent passes."""
+
+    LEAST_SHARE = 0.5
+    """Of a pass's time at least this goes with its bytes: the fit of passes that all read alike says nothing."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(5)
+        """Weights, bytes, seconds, bytes squared, bytes x seconds; older passes count less."""
+
+    def observe(self, slow_bytes: float, seconds: float) -> None:
+        """Take a pass."""
+        one = np.array([1.0, slow_bytes, seconds, slow_bytes * slow_bytes, slow_bytes * seconds])
+        self._sums = SLOW * self._sums + one
+
+    @property
+    def mean_bytes(self) -> float:
+        """Of a pass."""
+        return float(self._sums[1] / max(self._sums[0], 1.0))
+
+    def costs(self) -> tuple[float, float]:
+        """(fixed seconds, seconds per byte)."""
+        weight, x, y, xx, xy = self._sums
+        if x <= 0:
+            return float(y / max(weight, 1.0)), 0.0
+        mean, ratio = y / weight, y / x
+        spread = xx - x * x / weight
+        slope = (xy - x * y / weight) / spread if spread > 1e-3 * xx else ratio
+        per_byte = min(max(slope, self.LEAST_SHARE * ratio), ratio)
+        return float(mean - per_byte * x / weight), float(per_byte)
 
 
 def records_per_layer(sizes: Footprint, layout: TierLayout, segments: int, whole: bool) -> tuple[int, int]:

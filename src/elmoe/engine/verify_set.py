@@ -38,25 +38,26 @@ class SlowTier:
 def choose_nodes(trees: Sequence[DraftTree], most: Sequence[int], slow: SlowTier) -> list[list[int]]:
     """For each tree the nodes to verify, the root first, parents before children; at most `most` beside the root.
 
-    Greedy by expected tokens per added second, while that is more than the step gives as it is (a ratio is best where
-    its marginal ratio equals it). A node's chance is its score; the experts of a node that the draft has not run over,
-    a leaf, are like those of its parent, but for as many new ones as nodes bring on average.
+    Nodes are taken one by one, the one with most expected tokens per added second next, and of the sets on this way the
+    one that gives most tokens per second counts: the first sequences to take a node pay for experts that the later ones
+    then find paid. A node's chance is its score; the experts of a node that the draft has not run over, a leaf, are
+    like those of its parent, but for as many new ones as nodes bring on average.
     """
     picker = _Picker(trees, slow)
-    for tree in range(len(trees)):
-        picker.take(tree, 0)
     room = list(most)
     heap: list[tuple[float, int, int, int]] = []
     children = [_children(tree) for tree in trees]
 
-    def offer(tree: int, node: int) -> None:
+    def take(tree: int, node: int) -> None:
+        picker.take(tree, node)
         for child in children[tree].get(node, ()):
             heapq.heappush(heap, (-picker.rate_of(tree, child), tree, child, picker.taken))
 
     for tree in range(len(trees)):
-        offer(tree, 0)
+        take(tree, 0)
+    best, best_rate = picker.taken, picker.rate
     while heap:
-        rate, tree, node, known = heapq.heappop(heap)
+        _, tree, node, known = heapq.heappop(heap)
         if room[tree] == 0:
             continue
         if known != picker.taken:  # others may read its experts by now: it can only have become cheaper
@@ -64,13 +65,11 @@ def choose_nodes(trees: Sequence[DraftTree], most: Sequence[int], slow: SlowTier
             if heap and again > heap[0][0]:
                 heapq.heappush(heap, (again, tree, node, picker.taken))
                 continue
-            rate = again
-        if -rate <= picker.rate:
-            break
-        picker.take(tree, node)
+        take(tree, node)
         room[tree] -= 1
-        offer(tree, node)
-    return [sorted(chosen) for chosen in picker.chosen]
+        if picker.rate >= best_rate:
+            best, best_rate = picker.taken, picker.rate
+    return picker.first(best)
 
 
 def routing_of(trees: Sequence[DraftTree], verified: Sequence[Sequence[int]], experts: int) -> Int64 | None:
@@ -97,8 +96,7 @@ class _Picker:
         self._left = slow.cold_bytes.ravel().copy()  # what an expert would still add
         self._offsets = np.arange(len(slow.cold_bytes)) * slow.cold_bytes.shape[1]
         self._all = float(self._left.sum())
-        self.chosen: list[list[int]] = [[] for _ in trees]
-        self.taken = 0
+        self._order: list[tuple[int, int]] = []
         self._tokens = 0.0
         self._seconds = slow.base_seconds
         self._novel = self._mean_novelty()
@@ -108,6 +106,18 @@ class _Picker:
         """Expected tokens per second."""
         return self._tokens / self._seconds
 
+    @property
+    def taken(self) -> int:
+        """Nodes so far, roots included."""
+        return len(self._order)
+
+    def first(self, count: int) -> list[list[int]]:
+        """The first `count` nodes, by tree."""
+        chosen: list[list[int]] = [[] for _ in self._trees]
+        for tree, node in self._order[:count]:
+            chosen[tree].append(node)
+        return [sorted(nodes) for nodes in chosen]
+
     def rate_of(self, tree: int, node: int) -> float:
         """Expected tokens per second that a node adds."""
         return self._chance(tree, node) / max(self._added(tree, node), 1e-12)
@@ -116,8 +126,7 @@ class _Picker:
         """Verify a node."""
         self._seconds += self._added(tree, node)
         self._tokens += self._chance(tree, node)
-        self.chosen[tree].append(node)
-        self.taken += 1
+        self._order.append((tree, node))
         places = self._places(tree, node)
         if places is not None:
             self._left[places] = 0.0

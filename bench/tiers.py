@@ -15,7 +15,8 @@ round fills caches and is not counted; medians over the others:
 
 With ``--acceptance`` (models of `skewed_checkpoint.py`, whose own drafts are always right) acceptance is **emulated**:
 every pass is computed in full, but a drafted token is replaced by a wrong one with the complement of that chance, and
-the draft is told the chance. Without, tokens are the model's own and must be those of plain decoding. Before each arm
+the draft is told the chance; ``--acceptance paper`` takes the rates of the paper's table 3 (4 GB) by model and batch.
+Without, tokens are the model's own and must be those of plain decoding. Before each arm
 of each round the disk's own bandwidth is probed with requests as large as a record. With --traces FOLDER the last round
 of ``ar`` and ``sd`` is recorded for `tiers_validation.py`. Writes bench/results/NAME.json.
 """
@@ -52,6 +53,7 @@ from elmoe.engine.prompt import tokens_of
 from elmoe.engine.request import Generation
 from elmoe.engine.tiered_pool import CachePolicy, TieredPool
 from elmoe.models.footprint import Footprint, footprint
+from elmoe.sim.table3 import quoted_cells
 from elmoe.trace.parquet import TraceWriter
 from elmoe.trace.schema import PassKind, RunStats
 from harness import RESULTS, ROOT, markdown_table, provenance, replace_block, write_result
@@ -60,6 +62,7 @@ CONTEXT = 16
 PREFILL_CHUNK = 256
 PROBE_DEPTH, PROBE_SECONDS = 8, 0.4
 STREAM, AR, LRU, AUTO = "stream", "ar", "lru", "auto"
+PAPER = "paper"
 
 
 class SpoiledDrafts:
@@ -274,6 +277,27 @@ def arm_row(case: Case, arm: Arm, plain: Arm) -> dict[str, Any]:
     )
 
 
+def acceptance_of(asked: str | None, model: str, batch: int, depth: int) -> float | None:
+    """Chance of a drafted token. The paper's rate is accepted tokens per level; the chance is that with which chains of
+    this depth come to it.
+    """
+    if asked != PAPER:
+        return None if asked is None else float(asked)
+    rates = {
+        (cell.model, cell.batch): cell.acceptance_rate
+        for cell in quoted_cells()
+        if cell.scheme == "elastic" and cell.hb_gb == 4
+    }
+    if (model, batch) not in rates:
+        raise SystemExit(f"error: table 3 has no acceptance rate of {model} at batch {batch}; give --acceptance CHANCE")
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        reached = sum(middle**level for level in range(1, depth + 1)) / depth
+        low, high = (middle, high) if reached < rates[model, batch] else (low, middle)
+    return round(low, 4)
+
+
 def prompts_of(folder: Path, batch: int, given: Path | None) -> list[list[int]]:
     """A stretch of the cycle of tokens per request, or given prompts as the model's chats."""
     if given is None:
@@ -322,7 +346,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24, help="per request and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--depth", type=int, default=8)
-    parser.add_argument("--acceptance", type=float, help="chance of a drafted token, emulated")
+    parser.add_argument("--acceptance", help="chance of a drafted token, emulated, or `paper`")
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--arms", default="", help="only these, by name, separated by commas")
     parser.add_argument("--traces", type=Path)
@@ -346,7 +370,7 @@ def main() -> None:
                     arguments.tokens,
                     arguments.rounds,
                     arguments.depth,
-                    arguments.acceptance,
+                    acceptance_of(arguments.acceptance, folder.stem, batch, arguments.depth),
                     prompts_of(folder, batch, arguments.prompts),
                     arguments.traces,
                 )

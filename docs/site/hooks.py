@@ -16,6 +16,7 @@ import material
 from cli_reference import cli_reference
 from mkdocs.structure.files import File, Files
 from repository import NAMED, ROOT, linked_sources, repository_path, rewritten, source_page
+from svg import colours
 
 log = logging.getLogger("mkdocs.hooks.elmoe")
 
@@ -30,9 +31,21 @@ def on_files(files: Files, config: Any) -> Files:
     made["reference/cli.md"] = cli_reference()
     made |= {f"source/{path}.md": source_page(path) for path in sorted(linked_sources())}
     made["assets/iframe-worker.js"] = search_from_disk()
+    made["assets/site.css"] = stylesheet()
     for place, content in made.items():
         files.append(File.generated(config, place, content=content))
     return files
+
+
+def stylesheet() -> str:
+    """Pictures in the colours of the page's scheme, and wide ones scrolled on a phone."""
+    return (
+        f"[data-md-color-scheme=default] .picture {{ {colours(dark=False)} }}\n"
+        f"[data-md-color-scheme=slate] .picture {{ {colours(dark=True)} }}\n"
+        ".picture-frame { overflow-x: auto; margin: 1.2em 0; text-align: left; width: auto; max-width: none }\n"
+        ".picture-frame .picture { min-width: 600px }\n"
+        ".md-typeset table:not([class]) { font-size: .62rem }\n"
+    )
 
 
 def search_from_disk() -> str:

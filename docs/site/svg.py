@@ -17,6 +17,8 @@ KINDS = {
     "bad": (("#fbe1e1", "#b91c1c"), ("#4c1d1d", "#fca5a5")),
 }
 """(fill, line) in light, (fill, line) in dark."""
+EM = 0.57
+"""Mean width of a letter by its size, in a wide font."""
 INK = ("#1f2328", "#e6edf3")
 SOFT = ("#57606a", "#a5b0bc")
 
@@ -66,7 +68,11 @@ class Picture:
             self.text(x + w / 2, y + h / 2 + 5 + step * (number - (len(lines) - 1) / 2), line, style, "middle")
 
     def text(self, x: float, y: float, text: str, style: str = "", anchor: str = "start") -> None:
-        """One line; `style`: soft, small, bold, mono, in-KIND."""
+        """One line; `style`: soft, small, bold, mono, in-KIND. Raises ValueError where it would leave the picture."""
+        width = len(text) * (12 if "small" in style else 14) * EM
+        first = x - width * {"start": 0, "middle": 0.5, "end": 1}[anchor]
+        if first < 0 or first + width > self.width:
+            raise ValueError(f"{self.title}: {text!r} is too long")
         classes = f' class="{style}"' if style else ""
         self.parts.append(f'<text{classes} x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>')
 

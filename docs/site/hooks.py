@@ -45,6 +45,7 @@ def stylesheet() -> str:
         ".picture-frame { overflow-x: auto; margin: 1.2em 0; text-align: left; width: auto; max-width: none }\n"
         ".picture-frame .picture { min-width: 600px }\n"
         ".md-typeset table:not([class]) { font-size: .62rem }\n"
+        ".doc-label-class-attribute, .doc-label-instance-attribute, .doc-label-module-attribute { display: none }\n"
     )
 
 

@@ -1,7 +1,5 @@
 """The exception tree of elmoe. Knows nothing about the rest of the package.
 
-::
-
     ElmoeError                    everything elmoe raises on purpose
     ├── InputError                something the caller gave is wrong (command line: exit code 2)
     │   ├── ConfigError           an option or parameter is out of range or contradicts another
@@ -21,6 +19,7 @@ class ElmoeError(Exception):
     """Base of all errors that elmoe raises on purpose. The message names the thing and the remedy."""
 
     exit_code = 2
+    """Of the command line."""
 
 
 class InputError(ElmoeError):

@@ -1,6 +1,4 @@
-"""Reading and checking the TOML file of a sweep.
-
-::
+"""Reading and checking the TOML file of a sweep, for example:
 
     models = ["qwen3-30b-a3b"]
     systems = ["xpu", "elmoe-3d"]

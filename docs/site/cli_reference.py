@@ -1,4 +1,4 @@
-"""The reference of the command line, by typer's own generator: all verbs, options and defaults, as `--help` has them."""
+"""The reference of the command line, by typer's own generator: verbs, options and defaults as `--help` has them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def whole_sentences(text: str) -> str:
         if heading := re.match(r"^##+ `(elmoe [^`]+)`$", line):
             prefix = heading[1]
         entry = ENTRY.match(line)
-        name = f"{prefix} {entry[1]}" if entry else ""
-        if entry and name in about:
-            anchor = name.replace(" ", "-")
-            line = f"* [`{entry[1]}`](#{anchor}): {about[name]}"
-        lines.append(line)
+        verb = entry[1] if entry else ""
+        name = f"{prefix} {verb}"
+        anchor = name.replace(" ", "-")
+        lines.append(f"* [`{verb}`](#{anchor}): {about[name]}" if name in about else line)
     return "\n".join(lines) + "\n"

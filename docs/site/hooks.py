@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import material
-from cli_reference import cli_reference
 from mkdocs.structure.files import File, Files
+
+from cli_reference import cli_reference
 from repository import NAMED, ROOT, linked_sources, repository_path, rewritten, source_page
 from svg import colours
 

@@ -8,14 +8,13 @@ from dataclasses import replace
 from math import log
 from typing import Any
 
-from svg import Picture
-
 from elmoe.engine.draft import DraftTree
 from elmoe.engine.verify import accept
 from elmoe.sim.model import load_model
 from elmoe.sim.profile import named_profile, scheme_specs
 from elmoe.sim.run import Query, rows
 from elmoe.sim.spec import load_machine
+from svg import Picture
 
 MODEL, BATCH, HB_GB = "qwen3-30b-a3b", 16, 8
 
@@ -24,10 +23,35 @@ def elastic_sd_step() -> Picture:
     """Draft, verify, accept, pool update; what each reads and from where; what it takes."""
     pic = Picture(760, 470, "One Elastic-SD step: draft, verify, accept, pool update")
     boxes = (
-        (20, "draft", "draft, d passes", ["a level of the tree each;", "experts of the pool only,", "weights by their MSBs;", "routing counted as wished"]),
-        (205, "target", "verify, one pass", ["the whole tree at once,", "full weights and routing;", "each expert that is", "needed read once"]),
-        (390, "plain", "accept", ["follow the target's own", "choices through the tree;", "the first one outside it", "is the bonus token"]),
-        (575, "fast", "pool update", ["hot experts enter as", "verify reads them anyway:", "nothing is fetched for", "the pool alone"]),
+        (
+            20,
+            "draft",
+            "draft, d passes",
+            [
+                "a level of the tree each;",
+                "experts of the pool only,",
+                "weights by their MSBs;",
+                "routing counted as wished",
+            ],
+        ),
+        (
+            205,
+            "target",
+            "verify, one pass",
+            ["the whole tree at once,", "full weights and routing;", "each expert that is", "needed read once"],
+        ),
+        (
+            390,
+            "plain",
+            "accept",
+            ["follow the target's own", "choices through the tree;", "the first one outside it", "is the bonus token"],
+        ),
+        (
+            575,
+            "fast",
+            "pool update",
+            ["hot experts enter as", "verify reads them anyway:", "nothing is fetched for", "the pool alone"],
+        ),
     )
     pic.text(20, 26, "One step of a sequence", "bold")
     for x, kind, name, lines in boxes:
@@ -52,9 +76,16 @@ def _time(pic: Picture) -> None:
     tokens = 1 + elastic["mean_accepted_length"]
     step, ar = draft["ms"] + verify["ms"], plain["latency_ms_per_token"]
     scale = 640 / max(step, tokens * ar)
-    pic.text(20, 306, f"Its time, simulated: {MODEL}, {HB_GB} GB of HB, batch {BATCH}, context 1024, per sequence", "bold")
+    pic.text(
+        20, 306, f"Its time, simulated: {MODEL}, {HB_GB} GB of HB, batch {BATCH}, context 1024, per sequence", "bold"
+    )
     each = draft["ms"] / draft["count"]
-    pic.text(20, 334, f"Elastic-SD: {draft['count']} draft passes of {each:.1f} ms and a verify pass: {tokens:.1f} tokens in {step:.0f} ms", "small")
+    pic.text(
+        20,
+        334,
+        f"Elastic-SD: {draft['count']} drafts of {each:.1f} ms and a verify pass: {tokens:.1f} tokens in {step:.0f} ms",
+        "small",
+    )
     pic.box(20, 342, draft["ms"] * scale, 28, "draft", f"{draft['ms']:.0f}", "small")
     pic.box(20 + draft["ms"] * scale, 342, verify["ms"] * scale, 28, "target", f"verify {verify['ms']:.0f}", "small")
     pic.text(20, 398, f"plain decoding with the same memory: {tokens:.1f} tokens in {tokens * ar:.0f} ms", "small")
@@ -120,16 +151,18 @@ def _grown() -> tuple[DraftTree, list[str]]:
     tree = DraftTree(0, width=2, depth=3)
     while frontier := tree.begin_level():
         texts = [" ".join(words[tree.tokens[each]] for each in tree.lineage(node)) for node in frontier]
-        tree.grow([
-            ([words.index(word) for word, _ in CHANCES[text]], [log(chance) for _, chance in CHANCES[text]])
-            for text in texts
-        ])
+        tree.grow(
+            [
+                ([words.index(word) for word, _ in CHANCES[text]], [log(chance) for _, chance in CHANCES[text]])
+                for text in texts
+            ]
+        )
     return tree, words
 
 
 def _places(tree: DraftTree) -> list[tuple[float, float]]:
     """Where the nodes stand: by level, in the order in which they were made."""
-    made = []
+    made: list[tuple[float, float]] = []
     for node, depth in enumerate(tree.depths):
         level = [each for each, other in enumerate(tree.depths) if other == depth]
         made.append((40 + 380 * (level.index(node) + 0.5) / len(level), 70 + 82 * depth))
@@ -137,9 +170,13 @@ def _places(tree: DraftTree) -> list[tuple[float, float]]:
 
 
 def _tree_key(pic: Picture, x: float, y: float, accepted: int) -> None:
-    for place, (kind, style, what) in enumerate((
-        ("fast", "", f"accepted ({accepted})"), ("target", "", "verified, rejected"), ("plain", "dashed", "not verified")
-    )):
+    for place, (kind, style, what) in enumerate(
+        (
+            ("fast", "", f"accepted ({accepted})"),
+            ("target", "", "verified, rejected"),
+            ("plain", "dashed", "not verified"),
+        )
+    ):
         pic.box(x + 150 * place, y, 18, 18, kind, "", style)
         pic.text(x + 150 * place + 26, y + 14, what, "small")
 
@@ -158,10 +195,12 @@ def _mask(pic: Picture, x: float, tree: DraftTree, nodes: list[int], words: list
                 pic.box(x + 88 + 24 * column, y + 2, 22, 22, "target")
             else:
                 pic.box(x + 88 + 24 * column, y + 2, 22, 22, "plain", "", "dashed")
-    for number, line in enumerate((
-        "Every row sees the text so far and its",
-        "own path, in order: what plain decoding",
-        "would see there. So the target's choice",
-        "after a row is that of plain decoding.",
-    )):
+    for number, line in enumerate(
+        (
+            "Every row sees the text so far and its",
+            "own path, in order: what plain decoding",
+            "would see there. So the target's choice",
+            "after a row is that of plain decoding.",
+        )
+    ):
         pic.text(x, 296 + 17 * number, line, "small soft")

@@ -6,9 +6,9 @@ What is computed in them is computed by elmoe's own functions.
 from __future__ import annotations
 
 import numpy as np
-from svg import Picture
 
 from elmoe.quant.bitnested import Treatment, draft_codes, slice_codes
+from svg import Picture
 
 CODE = 77
 """The weight code of the example."""
@@ -36,11 +36,23 @@ def two_elasticities() -> Picture:
     pic.text(20, 212, "of a weight are read", "small soft")
     _key(pic, 20, 240)
     pic.text(20, 296, "A draft pass reads", "bold in-draft")
-    pic.text(20, 316, "MSB planes of the dense weights and of the hot experts that are chosen. Nothing from the slow tier.", "small")
+    pic.text(
+        20,
+        316,
+        "MSB planes of the dense weights and of the hot experts that are chosen. Nothing from the slow tier.",
+        "small",
+    )
     pic.text(20, 346, "A target pass (plain decoding, verify) reads", "bold in-target")
-    pic.text(20, 366, "both planes of everything dense and of every expert that any row chose, each once per pass:", "small")
+    pic.text(
+        20, 366, "both planes of everything dense and of every expert that any row chose, each once per pass:", "small"
+    )
     pic.text(20, 384, "of a hot expert only the LSB plane comes from the slow tier, of another one both.", "small")
-    pic.text(20, 414, "So the hot MSB planes are expert cache and draft model at once: no second copy, no second KV cache.", "small bold")
+    pic.text(
+        20,
+        414,
+        "So the hot MSB planes are expert cache and draft model at once: no second copy, no second KV cache.",
+        "small bold",
+    )
     return pic
 
 
@@ -107,7 +119,12 @@ def _number_line(pic: Picture, codes: np.ndarray, msb: int) -> None:
         pic.circle(x, y, 7, kind)
         pic.text(x, y + 46, f"{value}: {what}", "small", anchor)
         pic.text(x, y + 62, f"off by {abs(CODE - value)}", "small soft", anchor)
-    pic.text(20, 278, "Over all codes: truncation is off by 0 to 15, always downwards; augmentation by -8 to 7.", "small soft")
+    pic.text(
+        20,
+        278,
+        "Over all codes: truncation is off by 0 to 15, always downwards; augmentation by -8 to 7.",
+        "small soft",
+    )
 
 
 def batch_invariance() -> Picture:
@@ -130,11 +147,15 @@ def batch_invariance() -> Picture:
     pic.text(612, 226, "groups ascending,", "small soft")
     pic.text(612, 244, "always", "small soft")
     pic.text(20, 282, "The same row in three passes: the same operations in the same order, so the same bits", "bold")
-    for number, (name, rows) in enumerate((("plain decoding", "T"), ("a batch of four", "oToo"), ("a verify tree", "ooTooo"))):
+    for number, (name, rows) in enumerate(
+        (("plain decoding", "T"), ("a batch of four", "oToo"), ("a verify tree", "ooTooo"))
+    ):
         x = 20 + 250 * number
         pic.text(x, 306, name, "small soft")
         for row, mark in enumerate(rows):
-            pic.box(x + 34 * row, 314, 30, 30, "target" if mark == "T" else "plain", "row" if mark == "T" else "", "small")
+            pic.box(
+                x + 34 * row, 314, 30, 30, "target" if mark == "T" else "plain", "row" if mark == "T" else "", "small"
+            )
     one, tiny = np.float32(1), np.float32(2**-24)
     left, right = (one + tiny) + tiny, one + (tiny + tiny)
     pic.text(20, 384, "Why it matters: FP32 sums depend on their order", "bold")

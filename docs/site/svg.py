@@ -58,7 +58,9 @@ class Picture:
         self.width, self.height, self.title = width, height, title
         self.parts: list[str] = []
 
-    def box(self, x: float, y: float, w: float, h: float, kind: str = "plain", label: str = "", style: str = "") -> None:
+    def box(
+        self, x: float, y: float, w: float, h: float, kind: str = "plain", label: str = "", style: str = ""
+    ) -> None:
         """A rounded box with its label (lines by newline) in the middle; `style`: more classes."""
         classes = f"{kind} {'dashed' if 'dashed' in style else ''}".strip()
         self.parts.append(f'<rect class="{classes}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="4"/>')
@@ -84,7 +86,11 @@ class Picture:
             (x0, y0), (x1, y1) = points[-2:]
             length = max(((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5, 1e-9)
             ux, uy = (x1 - x0) / length, (y1 - y0) / length
-            corners = [(x1, y1), (x1 - 8 * ux - 4 * uy, y1 - 8 * uy + 4 * ux), (x1 - 8 * ux + 4 * uy, y1 - 8 * uy - 4 * ux)]
+            corners = [
+                (x1, y1),
+                (x1 - 8 * ux - 4 * uy, y1 - 8 * uy + 4 * ux),
+                (x1 - 8 * ux + 4 * uy, y1 - 8 * uy - 4 * ux),
+            ]
             self.parts.append(f'<path class="head" d="M{" L".join(f"{x:.1f} {y:.1f}" for x, y in corners)} Z"/>')
 
     def circle(self, x: float, y: float, r: float, kind: str, label: str = "", style: str = "") -> None:

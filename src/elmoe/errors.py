@@ -1,5 +1,7 @@
 """The exception tree of elmoe. Knows nothing about the rest of the package.
 
+Exit codes are those of the command line:
+
     ElmoeError                    everything elmoe raises on purpose
     ├── InputError                something the caller gave is wrong (command line: exit code 2)
     │   ├── ConfigError           an option or parameter is out of range or contradicts another

@@ -1,4 +1,6 @@
-"""Reading and checking the TOML file of a sweep, for example:
+"""Reading and checking the TOML file of a sweep.
+
+::
 
     models = ["qwen3-30b-a3b"]
     systems = ["xpu", "elmoe-3d"]

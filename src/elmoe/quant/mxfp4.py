@@ -79,7 +79,7 @@ def halved_scales(scales: UInt8, name: str = "tensor") -> Float32:
 def dequantize(codes: UInt8, scales: UInt8, name: str = "tensor") -> Float32:
     """Codes [N, K] and scales [N, K/32] -> weights [N, K] float32, each an exact product; 0 at scale bytes 0 and 1.
 
-    Raises TensorError naming `name` for a NaN scale and for values beyond FP32 (scales from 2**126 on).
+    Raises TensorError naming `name` for a NaN scale and for values beyond FP32 (scales from ``2**126`` on).
     """
     half = halved_scales(scales, name)
     groups = doubled(codes).reshape(*scales.shape, GROUP).astype(np.float32)

@@ -22,7 +22,9 @@ from svg import colours
 log = logging.getLogger("mkdocs.hooks.elmoe")
 
 PICTURE = re.compile(r'<p>\s*<img alt="([^"]*)" src="([^"]+\.svg)"[^>]*/?>\s*</p>')
-LOADED = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)""")
+LOADED = re.compile(
+    r"""<(?:script|link(?![^>]*\brel=["']?(?:canonical|prev|next))|img|iframe|source)\b[^>]*?\b(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)"""
+)
 IMPORTED = re.compile(r"""(?:@import|url\()\s*["']?((?:https?:)?//[^"')\s]+)""")
 
 
@@ -45,6 +47,7 @@ def stylesheet() -> str:
         f"[data-md-color-scheme=slate] .picture {{ {colours(dark=True)} }}\n"
         ".picture-frame { overflow-x: auto; margin: 1.2em 0; text-align: left; width: auto; max-width: none }\n"
         ".picture-frame .picture { min-width: 600px }\n"
+        ".md-grid { max-width: 76rem }\n"
         ".md-typeset table:not([class]) { font-size: .62rem }\n"
         ".doc-label-class-attribute, .doc-label-instance-attribute, .doc-label-module-attribute { display: none }\n"
     )

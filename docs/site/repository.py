@@ -22,7 +22,7 @@ NAMED = {
 }
 """Texts outside `docs/` that are pages, by their place in the site."""
 
-LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
+LINK = re.compile(r"(!?\[[^\[\]]*\]\()([^)\s]+)(\))")
 FENCE = re.compile(r"^\s*(```+|~~~+)")
 ELSEWHERE = re.compile(r"^(#|[a-z]+:)")
 LANGUAGES = {".py": "python", ".toml": "toml", ".json": "json", ".cu": "cuda", ".h": "cpp", ".cpp": "cpp"}
@@ -44,9 +44,11 @@ def repository_path(path: str) -> str:
 
 def links(text: str) -> Iterator[tuple[int, str]]:
     """(line from 1, target) of every link and image outside code blocks."""
-    for number, line in _prose(text):
-        for found in LINK.finditer(line):
-            yield number, found[2]
+    line = 1
+    for part, prose in _parts(text):
+        for found in LINK.finditer(part) if prose else ():
+            yield line + part.count("\n", 0, found.start()), found[2]
+        line += part.count("\n")
 
 
 def resolve(source: str, target: str) -> tuple[str, str] | None:
@@ -60,7 +62,6 @@ def resolve(source: str, target: str) -> tuple[str, str] | None:
 def rewritten(text: str, source: str) -> str:
     """A text of the repository with its links as the site needs them."""
     here = PurePosixPath(site_path(source)).parent
-    lines = text.splitlines(keepends=True)
 
     def moved(found: re.Match[str]) -> str:
         goal = resolve(source, found[2])
@@ -69,9 +70,7 @@ def rewritten(text: str, source: str) -> str:
         path, anchor = goal
         return found[1] + os.path.relpath(site_path(path), here) + (f"#{anchor}" if anchor else "") + found[3]
 
-    for number, line in _prose(text):
-        lines[number - 1] = LINK.sub(moved, line)
-    return "".join(lines)
+    return "".join(LINK.sub(moved, part) if prose else part for part, prose in _parts(text))
 
 
 def linked_sources(root: Path = ROOT) -> set[str]:
@@ -100,12 +99,17 @@ def source_page(path: str, root: Path = ROOT) -> str:
     return f"---\nsearch:\n  exclude: true\n---\n\n# `{path}`\n\n`````{language}\n{body.rstrip()}\n`````\n"
 
 
-def _prose(text: str) -> Iterator[tuple[int, str]]:
-    """Lines outside code blocks, numbered from 1, with their ends."""
-    fence = ""
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
+def _parts(text: str) -> Iterator[tuple[str, bool]]:
+    """The text in pieces, and whether each is outside code blocks."""
+    fence, part = "", ""
+    for line in text.splitlines(keepends=True):
         mark = FENCE.match(line)
-        if mark and (not fence or mark[1].startswith(fence)):
-            fence = "" if fence else mark[1]
-        elif not fence:
-            yield number, line
+        if mark and not fence:
+            yield part, True
+            fence, part = mark[1], line
+        elif mark and mark[1].startswith(fence):
+            yield part + line, False
+            fence, part = "", ""
+        else:
+            part += line
+    yield part, not fence

@@ -94,6 +94,7 @@ def test_where_files_lie_in_the_site():
             "```\n[a](../README.md)\n```\n[a](index.md)\n",
         ),
         ("training/README.md", "[a](train.py)", "[a](source/training/train.py.md)"),
+        ("docs/log.md", "[two\nlines](../README.md)", "[two\nlines](index.md)"),
     ],
 )
 def test_links_become_links_of_the_site(source, text, expected):
@@ -109,6 +110,8 @@ def test_linked_sources_become_pages():
 def test_pages_load_nothing_from_elsewhere():
     assert LOADED.findall('<script src="https://example.org/x.js"></script>') == ["https://example.org/x.js"]
     assert LOADED.findall('<a href="https://example.org">x</a><script src="../x.js"></script>') == []
+    assert LOADED.findall('<link rel="canonical" href="http://127.0.0.1/x.html">') == []
+    assert LOADED.findall('<link rel="stylesheet" href="//example.org/x.css">') == ["//example.org/x.css"]
     assert IMPORTED.findall("@import url(//fonts.example.org/a)") == ["//fonts.example.org/a"]
 
 

@@ -1,6 +1,6 @@
 """The exception tree of elmoe. Knows nothing about the rest of the package.
 
-::
+Exit codes are those of the command line:
 
     ElmoeError                    everything elmoe raises on purpose
     ├── InputError                something the caller gave is wrong (command line: exit code 2)
@@ -26,6 +26,7 @@ class ElmoeError(Exception):
     """Base of all errors that elmoe raises on purpose. The message names the thing and the remedy."""
 
     exit_code = 2
+    """Of the command line."""
 
 
 class InputError(ElmoeError):

@@ -32,7 +32,9 @@ class DraftQuality:
     """
 
     bits: int = STORED_DRAFT_BITS
+    """Of every weight that the draft reads: 2 to 7, or 8 for the expert axis alone."""
     treatment: Treatment = Treatment.AUGMENT
+    """How a value is made of these bits; others than augmentation on the reference backend only."""
     experts_per_tok: int | None = None
     """At most the model's own; None means the model's own."""
 

@@ -41,6 +41,7 @@ class Speculation:
     """Settings of Elastic-SD. With Mode.AUTO depth and verify are upper bounds."""
 
     mode: Mode = Mode.AUTO
+    """Speculate at every step, never, or where it promises more tokens per second."""
     width: int = 2
     """Nodes expanded per level, and candidates per node."""
     depth: int = 4
@@ -48,6 +49,7 @@ class Speculation:
     verify: int = 8
     """Draft tokens verified per sequence and step."""
     quality: DraftQuality = field(default_factory=DraftQuality)
+    """Bits and experts per token of the draft."""
     tau: int | None = None
     """With Mode.AUTO: the smallest batch that speculates, always at full depth (the paper's rule). None: measured costs
     decide."""

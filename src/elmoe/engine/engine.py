@@ -43,7 +43,9 @@ class EngineOptions:
     """What an engine is opened with."""
 
     backend: str = "cpu"
+    """`cpu` (C++) or `reference` (NumPy, slow). Both give the same tokens."""
     max_batch: int = 16
+    """Sequences decoded together at most, 1 to 256; more wait."""
     pool_fraction: float | None = None
     """Share of each layer's experts that the pool holds; at least one token's experts. Default 0.5: about what the
     paper's 8 GB of fast memory hold of a 30B-class model."""
@@ -62,6 +64,7 @@ class EngineOptions:
     prefix_cache_tokens: int = 0
     """Tokens of ended sequences whose keys and values are kept for prompts that begin alike; 0 computes all prompts."""
     speculation: Speculation = field(default_factory=Speculation)
+    """How to speculate, to begin with; see `Engine.speculation`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_batch <= 256:
@@ -91,21 +94,30 @@ class Engine:
         options: EngineOptions | None = None,
     ) -> None:
         self.backend = backend
+        """Makes the passes; `backend.shape` has the model's sizes."""
         self.tokenizer = tokenizer
+        """None for a model that takes and gives token ids."""
         self.options = options or EngineOptions()
+        """What it was opened with."""
         self.speculation = self.options.speculation
         self.grammars: Grammars | None = None
+        """Compiles grammars of requests; None without a tokenizer."""
         if tokenizer is not None:
             self.grammars = Grammars(tokenizer, backend.shape.vocab, sorted(stop_tokens))
         self.stop_tokens = stop_tokens
+        """Tokens that end a text."""
         self._tier = fast_tier(backend, self.options)
         self._tier.check()
         self._scheduler = Scheduler(self.options.max_batch, self._tier.fits)
         self.pool = self._new_pool()
+        """Which experts are in the fast tier."""
         self.controller = Controller()
+        """What it learned about costs and acceptance: `controller.as_dict()`."""
         self.prefixes = PrefixCache(self.options.prefix_cache_tokens)
+        """Keys and values kept of ended sequences."""
         self._passes = Passes(backend, self.pool)
         self.decoder = Decoder(self._passes, self.controller)
+        """Makes the decode steps."""
         chunk = self.options.prefill_chunk
         self._prefill = Prefill(self._passes, chunk, self.options.prefill_chunk_between or chunk, self.prefixes)
         self._requests = 0

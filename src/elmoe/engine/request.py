@@ -29,10 +29,13 @@ class Generation:
     """What is asked of one request."""
 
     max_tokens: int = 128
+    """Generate at most as many; the context may allow fewer."""
     sampling: Sampling = field(default_factory=Sampling)
+    """How tokens are chosen. Greedy by default."""
     stop: tuple[str, ...] = ()
     """Strings that end the text, at the first one that begins in it; they are not part of it."""
     ignore_eos: bool = False
+    """Go on after a stop token."""
     speculation: Speculation | None = None
     """This request's own mode and tree, the draft quality being the engine's. None: the engine's settings."""
     logprobs: int | None = None
@@ -59,15 +62,19 @@ class Output:
     """A finished request."""
 
     text: str
+    """Without the stop token or string that ended it; empty for a model without a tokenizer."""
     token_ids: list[int]
     """Generated tokens; a stop token is the last of them, though it is not in the text."""
     finish_reason: str
     """`stop` (stop token or string), `length` (max_tokens or the context's end), `cancelled` or `error`."""
     acceptance: Acceptance
+    """This request's counters."""
     prompt_tokens: int
+    """Length of the prompt."""
     ttft_seconds: float
     """Time to first token, from submission."""
     seconds: float
+    """From submission to the end."""
     drafted: list[bool]
     """For each generated token, whether the draft had proposed it."""
     reasoning: str = ""

@@ -176,9 +176,10 @@ def nonnegative_fit(sizes: Floats, wanted: Floats) -> Floats:
             found, *_ = np.linalg.lstsq(sizes[:, chosen] / scale * weight[:, None], wanted * weight, rcond=None)
             if (found < 0).any():
                 continue
-            deviation = float((((sizes[:, chosen] / scale) @ found - wanted) * weight) @ (
-                ((sizes[:, chosen] / scale) @ found - wanted) * weight
-            ))
+            deviation = float(
+                (((sizes[:, chosen] / scale) @ found - wanted) * weight)
+                @ (((sizes[:, chosen] / scale) @ found - wanted) * weight)
+            )
             if deviation < least:
                 least = deviation
                 best = np.zeros(sizes.shape[1])

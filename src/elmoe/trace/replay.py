@@ -123,9 +123,7 @@ def miss_curve(
     return Replay(hits, reads - hits)
 
 
-def residents(
-    accesses: Accesses, capacities: int | Int64, policy: Policy, *, decay: float = DECAY
-) -> Iterator[Bool]:
+def residents(accesses: Accesses, capacities: int | Int64, policy: Policy, *, decay: float = DECAY) -> Iterator[Bool]:
     """What the caches hold before each pass: masks [L, E], at `capacities` experts per layer, one for all or [P].
 
     Where the capacity shrinks (the KV cache grows), the lowest ranked leave before the pass. Raises ConfigError for a

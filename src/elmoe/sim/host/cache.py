@@ -66,7 +66,7 @@ def slots(host: Host, model: SimModel, budget: Budget, kv_cells: Int64) -> Slots
         return Slots(every, every)
     if budget.fast_bytes > room:
         raise CapacityError(
-            f"{host.name} has {host.fast.capacity_gb:g} GB of fast memory; fast-bytes of {budget.fast_bytes:,} exceed it"
+            f"{host.name} has {host.fast.capacity_gb:g} GB of fast memory; {budget.fast_bytes:,} bytes are beyond it"
         )
     msb_bytes, lsb_bytes = model.expert_params * BYTES_MSB, model.expert_params * BYTES_LSB
     per_slot = model.moe_layers * (msb_bytes + budget.lsb_share * lsb_bytes)
@@ -92,6 +92,4 @@ def misses(accesses: Accesses, held: Slots, budget: Budget) -> Iterator[tuple[Bo
         return ((nothing, nothing) for nothing in np.zeros_like(accesses.reads))
     msb = residents(accesses, held.msb, budget.policy)
     lsb = residents(accesses, held.lsb, budget.policy)
-    return (
-        (read & ~has_msb, read & ~has_lsb) for read, has_msb, has_lsb in zip(accesses.reads, msb, lsb, strict=True)
-    )
+    return ((read & ~has_msb, read & ~has_lsb) for read, has_msb, has_lsb in zip(accesses.reads, msb, lsb, strict=True))

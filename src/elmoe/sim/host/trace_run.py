@@ -48,7 +48,7 @@ class TraceRun:
 
 
 def trace_mode(trace: Trace) -> str:
-    """sd where the trace has verify passes, else ar."""
+    """Sd where the trace has verify passes, else ar."""
     return "sd" if any(record.kind is PassKind.VERIFY for record in trace.passes()) else "ar"
 
 
@@ -139,9 +139,7 @@ def _draft_load(trace: Trace, record: PassRecord) -> PassLoad:
     return PassLoad(*_attended(record), expert_rows, is_draft=True)
 
 
-def _plain_steps(
-    trace: Trace, accesses: Accesses, missing: _Counted, batch: int, context: int
-) -> Iterator[StepLoad]:
+def _plain_steps(trace: Trace, accesses: Accesses, missing: _Counted, batch: int, context: int) -> Iterator[StepLoad]:
     """One pass per step over one token of each of `batch` sequences, rows spread evenly over its experts."""
     for read in accesses.reads:
         distinct = read.sum(axis=1, keepdims=True)

@@ -41,9 +41,14 @@ STREAMED = 4
 PRODUCT_SECONDS = 0.1
 POWERS = np.linspace(1.0, 10.0, 91)
 QUEUE = 16
+IN_FLIGHT_MB = 16.8
+"""What the engine keeps under way (`IN_FLIGHT_BYTES` of its tiers)."""
 READ_NAMES = dict(zip(READ_BYTES, ("16k", "64k", "256k", "1m", "4m"), strict=True))
 PROBE_BYTES, READ_TOTAL = 2 << 30, 256 << 20
 CHECKED_BYTES = 4 << 20
+
+GIVEN = {("engine", "prefetch_share"), ("engine", "in_flight_mb")}
+"""Not measured: how the engine works."""
 
 Numbers = dict[str, dict[str, float]]
 
@@ -213,7 +218,10 @@ def measure(place: Path, rounds: int, prefetch_share: float) -> Numbers:
         tables["work"] = {"threads": _native.threads(), "check_gb_per_s": check_rate(rounds)}
         tables["work"] |= row_work(backends, cached.weight_ns, 2 * rounds)
         say("the engine around them")
-        tables["engine"] = engine_work(backends, max(2, rounds // 2)) | {"prefetch_share": prefetch_share}
+        tables["engine"] = engine_work(backends, max(2, rounds // 2)) | {
+            "prefetch_share": prefetch_share,
+            "in_flight_mb": IN_FLIGHT_MB,
+        }
     with disk_file(place, PROBE_BYTES, QUEUE) as disk:
         say("disk")
         tables["slow"] = disk_rates(disk, place, rounds)
@@ -240,7 +248,7 @@ def to_toml(tables: Numbers, source: str) -> str:
             if name in tables[section]:
                 value: Any = tables[section][name]
                 value = int(value) if item.type == "int" else float(f"{value:.4g}")
-                assumed = (section, name) == ("engine", "prefetch_share")
+                assumed = (section, name) in GIVEN
                 where = "given to bench/this_machine.py" if assumed else source
                 status = "assumed" if assumed else "measured"
                 entry = f'value = {value}, unit = "{item.metadata[UNIT]}", source = "{where}", status = "{status}"'

@@ -79,10 +79,11 @@ def simulate(
         str | None, typer.Option(help="Of a host: budget of its fast tier, for example 1.2GiB. Default: all in RAM.")
     ] = None,
     cache_policy: Annotated[
-        str | None, typer.Option(help=f"Of a host: which experts stay, {', '.join(CACHE_POLICIES)}. Default: hot.")
+        str | None, typer.Option(help=f"Of a host: which experts stay, {', '.join(CACHE_POLICIES)}. Default: benefit.")
     ] = None,
     lsb_share: Annotated[
-        float | None, typer.Option(help="Of a host: LSB records kept / MSB records kept, 0 to 1. Default: 1.")
+        float | None,
+        typer.Option(help="Of a host: LSB records kept / MSB records kept. Default: the policy's."),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write .parquet, .csv or .json.")] = None,
     timeline: Annotated[

@@ -16,8 +16,15 @@ from elmoe.sim.quantity import nearest
 from elmoe.sim.schemes import MODES
 from elmoe.trace.replay import Policy
 
-NOTHING_STAYS = "none"
-CACHE_POLICIES = (*(policy.value for policy in Policy), NOTHING_STAYS)
+CACHE_POLICIES: dict[str, tuple[Policy | None, float]] = {
+    "benefit": (Policy.BENEFIT, 1.0),
+    "hotness": (Policy.HOT, 0.0),
+    "lru": (Policy.LRU, 1.0),
+    "lfu": (Policy.LFU, 1.0),
+    "belady": (Policy.BELADY, 1.0),
+    "none": (None, 1.0),
+}
+"""The engine's names, and Belady's optimum: what ranks records, and LSB records kept / MSB records kept."""
 DEFAULT_CONTEXT = 1024
 
 
@@ -36,12 +43,11 @@ class HostOptions:
     @property
     def budget(self) -> Budget:
         """Validated."""
-        name = self.cache_policy or Policy.HOT.value
+        name = self.cache_policy or Policy.BENEFIT.value
         if name not in CACHE_POLICIES:
             raise ConfigError(f"unknown cache-policy {name!r}{nearest(name, CACHE_POLICIES)}")
-        policy = None if name == NOTHING_STAYS else Policy(name)
-        share = 1.0 if self.lsb_share is None else self.lsb_share
-        return Budget(parse_bytes(self.fast_bytes), policy, share)
+        policy, share = CACHE_POLICIES[name]
+        return Budget(parse_bytes(self.fast_bytes), policy, share if self.lsb_share is None else self.lsb_share)
 
 
 def host_rows(hosts: list[Host], loads: list[Load], options: HostOptions, specs: SchemeSpecs) -> list[dict[str, Any]]:

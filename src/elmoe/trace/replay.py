@@ -34,6 +34,8 @@ Stream = npt.NDArray[np.int16]
 TARGET = (PassKind.AR, PassKind.VERIFY)
 DECAY = 0.8
 """Share of the hotness that survives an engine step: the engine's default."""
+AVERAGED = (0.8, 0.98)
+"""Shares of the two averages of `Policy.BENEFIT` that survive a pass: the engine's."""
 
 
 class Policy(Enum):
@@ -50,6 +52,9 @@ class Policy(Enum):
     """The engine's pool (paper, Algorithm 1): the C hottest are chosen before a pass from decayed counts of routing
     decisions; of these, what the pass reads enters, and the coldest leave. Ties go to the lower number. Unlike the
     engine's, this pool starts empty."""
+    BENEFIT = "benefit"
+    """Those that passes will most probably read, by two averages of how often they did, one quick and one slow: what
+    the engine keeps of a model that is larger than its fast memory. An expert enters in place of one of less chance."""
 
 
 @dataclass(frozen=True)
@@ -223,8 +228,24 @@ def _states(accesses: Accesses, policy: Policy, capacities: Int64, decay: float)
     """capacities: [P, N]."""
     if policy is Policy.HOT:
         return _by_hotness(accesses, capacities, decay)
-    ranks = {Policy.LRU: _by_recency, Policy.LFU: _by_frequency, Policy.BELADY: _by_next_read}
+    ranks = {
+        Policy.LRU: _by_recency,
+        Policy.LFU: _by_frequency,
+        Policy.BELADY: _by_next_read,
+        Policy.BENEFIT: _by_chance,
+    }
     return ranks[policy](accesses.reads)
+
+
+def _by_chance(reads: Bool) -> Iterator[State]:
+    """What a pass read counts as read from then on, while what it did not read still counts as before it."""
+    _, layers, experts = reads.shape
+    averages = np.zeros((len(AVERAGED), layers, experts))
+    fading = np.array(AVERAGED)[:, None, None]
+    for read in reads:
+        after = averages + (1.0 - fading) * (read - averages)
+        yield np.where(read, after, averages).mean(axis=0), read
+        averages = after
 
 
 def _by_recency(reads: Bool) -> Iterator[State]:

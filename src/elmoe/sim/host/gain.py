@@ -126,7 +126,7 @@ def run_profile(
     hints, seen = (counts, none) if shape.depth else (none, counts)
     accesses = Accesses(counts > 0, hints.astype(np.uint16), seen.astype(np.uint16), np.arange(count))
     cells = shape.batch * (shape.context + max(shape.width * (shape.depth - 1), shape.verify) + 1)
-    held = slots(host, model, budget, np.full(count, cells))
+    held = slots(host, model, budget, np.full(count, cells), shape.batch * (shape.verify + 1))
     steps = _steps(model, profile, shape, held, counts, misses(accesses, held, budget), emitted)
     played = (load for number, load in enumerate(steps) if number >= span.warm_up)
     return decode(PassClock(host, model), played)

@@ -147,8 +147,8 @@ class EngineWork(Spec):
     """Share of its rate that the disk keeps while all threads compute."""
     prefetch_share: float = quantity("1", minimum=0, maximum=1)
     """Share of the time before a layer's experts are known in which the disk already reads what they will need."""
-    staging_mb: float = quantity("MB", minimum=0, default=0.0)
-    """Of the budget of the fast tier, for buffers that are neither weights nor KV cache."""
+    in_flight_mb: float = quantity("MB", above=0)
+    """Reads under way at once: what keeps the disk busy. The fast tier has room for them beside what stays."""
 
 
 SECTIONS: dict[str, type[Spec]] = {

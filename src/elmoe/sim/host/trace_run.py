@@ -69,12 +69,12 @@ def run_trace(host: Host, model: SimModel, trace: Trace, budget: Budget, mode: s
     clock = PassClock(host, model)
     if mode == recorded:
         accesses = recorded_accesses(trace, READING)
-        held = slots(host, model, budget, _cells(trace))
+        held = slots(host, model, budget, _cells(trace), _most_rows(trace))
         missing = _Counted(misses(accesses, held, budget))
         steps = _recorded_steps(trace, missing)
     else:
         accesses = regrouped(request_streams(trace).values(), trace.shape.experts, batch)
-        held = slots(host, model, budget, np.full(len(accesses.reads), batch * context))
+        held = slots(host, model, budget, np.full(len(accesses.reads), batch * context), _most_rows(trace))
         missing = _Counted(misses(accesses, held, budget))
         steps = _plain_steps(trace, accesses, missing, batch, context)
     decoded = decode(clock, steps)
@@ -183,6 +183,10 @@ def _cells(trace: Trace) -> npt.NDArray[np.int64]:
             found += [cells] * (pending + 1)
             pending = 0
     return np.array(found + found[-1:] * pending, dtype=np.int64)
+
+
+def _most_rows(trace: Trace) -> int:
+    return max((len(record.tokens) for record in trace.passes()), default=0)
 
 
 def _check_drafts(trace: Trace) -> None:

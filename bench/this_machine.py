@@ -1,6 +1,6 @@
 """Measures this computer as a host of the simulator: RAM as fast tier, a disk as slow tier, the CPU's kernels.
 
-    python bench/this_machine.py [-o FILE.toml] [--disk PLACE] [--rounds 5] [--prefetch-share 0]
+    python bench/this_machine.py [-o FILE.toml] [--disk PLACE] [--rounds 5] [--prefetch-share 1]
 
 Writes a machine file for `elmoe simulate --system FILE.toml`: every number measured here with its unit, none of them
 from a model's tokens/s. Takes about two minutes of a quiet machine. PLACE is where the models lie: a folder, in which
@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument(
         "--prefetch-share",
         type=float,
-        default=0.0,
+        default=1.0,
         help="share of the time before a layer's experts are known in which the disk reads what they will need",
     )
     arguments = parser.parse_args()

@@ -170,9 +170,9 @@ def test_sums() -> None:
     one = PassClock(host(work={"layer_us": 1.0}), MODEL).time(load(missing_msb=missing(0), missing_lsb=missing(0)))
     both = one + one
     assert (both.seconds, both.slow_bytes, both.kv_bytes) == (2 * one.seconds, 2 * one.slow_bytes, 2 * one.kv_bytes)
-    assert one.fast_bytes == pytest.approx(
-        MODEL.dense_bytes + LAYERS * 2 * EXPERT * BYTES_FULL - one.slow_bytes
-    ), "what is not read from the slow tier"
+    assert one.fast_bytes == pytest.approx(MODEL.dense_bytes + LAYERS * 2 * EXPERT * BYTES_FULL - one.slow_bytes), (
+        "what is not read from the slow tier"
+    )
 
 
 def test_the_small_model_is_what_the_tests_think() -> None:

@@ -184,7 +184,8 @@ def _play_layers(host: Host, before_ns: float, compute: Floats, read: Floats) ->
     """
     missing = read > 0
     compute_ns, read_ns = compute.sum(axis=1), read.sum(axis=1)  # [L]
-    latency = np.where(missing.any(axis=1), host.slow.latency_us * 1e3, 0.0)
+    idle_before = 1.0 - host.engine.prefetch_share
+    latency = np.where(missing.any(axis=1), idle_before * host.slow.latency_us * 1e3, 0.0)
     slower = _stretched(compute_ns, read_ns + latency, host.engine.compute_while_reading)
     slower_read = _stretched(read_ns + latency, compute_ns, host.engine.read_while_computing)
     compute = compute * slower[:, None]

@@ -146,7 +146,8 @@ class EngineWork(Spec):
     read_while_computing: float = quantity("1", above=0, maximum=1)
     """Share of its rate that the disk keeps while all threads compute."""
     prefetch_share: float = quantity("1", minimum=0, maximum=1)
-    """Share of the time before a layer's experts are known in which the disk already reads what they will need."""
+    """Share of the time before a layer's experts are known in which the disk already reads what they will need: 1 for
+    a disk that is never idle, which then needs no time to start, either."""
     in_flight_mb: float = quantity("MB", above=0)
     """Reads under way at once: what keeps the disk busy. The fast tier has room for them beside what stays."""
 

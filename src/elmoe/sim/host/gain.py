@@ -116,6 +116,7 @@ def run_profile(
 ) -> Decoded:
     """Predict decoding as `shape` says, after the caches have warmed up."""
     span = span or Span()
+    clock = PassClock(host, model)
     count = span.warm_up + span.steps
     rng = np.random.default_rng(span.seed)
     starts, emitted = _starts(shape, count, rng)
@@ -129,7 +130,7 @@ def run_profile(
     held = slots(host, model, budget, np.full(count, cells), shape.batch * (shape.verify + 1))
     steps = _steps(model, profile, shape, held, counts, misses(accesses, held, budget), emitted)
     played = (load for number, load in enumerate(steps) if number >= span.warm_up)
-    return decode(PassClock(host, model), played)
+    return decode(clock, played)
 
 
 def draw_tokens(model: SimModel, profile: Profile, batch: int, tokens: int, rng: np.random.Generator) -> Tokens:

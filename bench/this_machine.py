@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,10 +29,11 @@ import numpy as np
 
 import kernels
 from elmoe.backend.cpu import _native
+from elmoe.bench.disk import rate_table, read_rate
+from elmoe.errors import ElmoeError
 from elmoe.sim.host.spec import KERNEL_ROWS, KIND, READ_BYTES, SECTIONS, Kernel, host_from_table
 from elmoe.sim.quantity import UNIT
 from harness import ROOT
-from probe_disk import DiskFile, disk_file, rates
 from probe_passes import engine_work, probe_backends, row_work, usual
 
 EXAMPLE = ROOT / "examples" / "this_machine.toml"
@@ -40,11 +42,12 @@ STREAMED = 4
 """As many times what `bench/kernels.py` streams from RAM: some caches keep a part of what is read in turn."""
 PRODUCT_SECONDS = 0.1
 POWERS = np.linspace(1.0, 10.0, 91)
-QUEUE = 16
+QUEUE = 8
 IN_FLIGHT_MB = 16.8
 """What the engine keeps under way (`IN_FLIGHT_BYTES` of its tiers)."""
 READ_NAMES = dict(zip(READ_BYTES, ("16k", "64k", "256k", "1m", "4m"), strict=True))
-PROBE_BYTES, READ_TOTAL = 2 << 30, 256 << 20
+PROBE_BYTES, WRITTEN_BYTES = 2 << 30, 1 << 26
+READ_SECONDS = 0.4
 CHECKED_BYTES = 4 << 20
 
 GIVEN = {("engine", "prefetch_share"), ("engine", "in_flight_mb")}
@@ -126,17 +129,18 @@ def overlap_power(tables: Numbers, streamed: dict[kernels.Case, list[Product]]) 
     return float(POWERS[np.median(off, axis=0).argmin()])
 
 
-def disk_rates(disk: DiskFile, place: Path, rounds: int) -> dict[str, float]:
-    """The slow tier."""
-    found = rates(disk, READ_BYTES, rounds, READ_TOTAL)
+def disk_rates(file: Path, rounds: int) -> dict[str, float]:
+    """The slow tier; what an idle disk adds to a single read is its latency."""
+    table = rate_table(file, READ_BYTES, (1, QUEUE), rounds, READ_SECONDS)
+    alone, together = (1 << 20) / table[1 << 20][1], (1 << 20) / table[1 << 20][QUEUE]  # ns per request
     return {
-        "capacity_gb": shutil.disk_usage(place).total / 1e9,
-        "queue": disk.queue,
-        "latency_us": disk.latency_us(1 << 20, 4 * rounds),
-    } | {f"read_{READ_NAMES[size]}_gb_per_s": rate for size, rate in found.items()}
+        "capacity_gb": shutil.disk_usage(file).total / 1e9,
+        "queue": QUEUE,
+        "latency_us": max(0.0, 1e-3 * (alone - together)),
+    } | {f"read_{READ_NAMES[size]}_gb_per_s": table[size][QUEUE] for size in READ_BYTES}
 
 
-def sharing(disk: DiskFile, rounds: int) -> dict[str, float]:
+def sharing(file: Path, rounds: int) -> dict[str, float]:
     """What computation and reading keep of their speed while both go on: products from RAM, requests of 1 MiB."""
     cache_bytes = kernels.last_level_cache_bytes()
     kept, read = [], []
@@ -147,17 +151,35 @@ def sharing(disk: DiskFile, rounds: int) -> dict[str, float]:
         def products() -> float:
             return statistics.median(_native.time_linear(weights.matrices, x, kernels.TARGET_BITS, 8))
 
+        def reading() -> float:
+            return read_rate(file, 1 << 20, QUEUE, READ_SECONDS)
+
         for _ in range(rounds):
             alone = products()
-            with in_background(lambda: disk.seconds(1 << 20, 64 << 20)):
+            with in_background(reading):
                 kept.append(alone / products())
-            idle = disk.rate(1 << 20, READ_TOTAL)
+            idle = reading()
             with in_background(products):
-                read.append(disk.rate(1 << 20, READ_TOTAL) / idle)
+                read.append(reading() / idle)
     return {
         "compute_while_reading": min(1.0, statistics.median(kept)),
         "read_while_computing": min(1.0, statistics.median(read)),
     }
+
+
+@contextmanager
+def probe_file(place: Path) -> Iterator[Path]:
+    """`place` itself where it is a file, else one of random bytes in that folder, removed afterwards."""
+    if place.is_file():
+        yield place
+        return
+    with tempfile.NamedTemporaryFile(dir=place, prefix="elmoe-probe-") as file:
+        block = np.random.default_rng(1).integers(0, 256, WRITTEN_BYTES, dtype=np.uint8).tobytes()
+        for _ in range(-(-PROBE_BYTES // WRITTEN_BYTES)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        yield Path(file.name)
 
 
 @contextmanager
@@ -222,11 +244,11 @@ def measure(place: Path, rounds: int, prefetch_share: float) -> Numbers:
             "prefetch_share": prefetch_share,
             "in_flight_mb": IN_FLIGHT_MB,
         }
-    with disk_file(place, PROBE_BYTES, QUEUE) as disk:
+    with probe_file(place) as file:
         say("disk")
-        tables["slow"] = disk_rates(disk, place, rounds)
+        tables["slow"] = disk_rates(file, rounds)
         say("disk and computation together")
-        tables["engine"] |= sharing(disk, rounds)
+        tables["engine"] |= sharing(file, rounds)
     return tables
 
 
@@ -275,10 +297,11 @@ def main() -> None:
     if not arguments.disk.exists():
         raise SystemExit(f"error: {arguments.disk} does not exist; give a folder or a file on the disk to be measured")
     begin = time.perf_counter()
-    tables = measure(arguments.disk, arguments.rounds, arguments.prefetch_share)
+    try:
+        tables = measure(arguments.disk, arguments.rounds, arguments.prefetch_share)
+    except ElmoeError as error:
+        raise SystemExit(f"error: {error}") from None
     text = to_toml(tables, f"measured on {time.strftime('%Y-%m-%d')} by bench/this_machine.py")
-    import tomllib
-
     host_from_table(tomllib.loads(text), str(arguments.output))  # what it would refuse is not written
     temporary = arguments.output.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")

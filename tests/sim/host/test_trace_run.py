@@ -98,6 +98,20 @@ def test_a_prompt_warms_the_cache_up(tmp_path: Path) -> None:
     assert cold.decoded.slow_bytes > 0
 
 
+def test_caches_may_have_seen_the_run_before(tmp_path: Path) -> None:
+    """Eight experts in turn, of which all but those of the last passes are gone, or all are there."""
+    passes = [record(AR, step, [[2 * step, 2 * step + 1]], positions=[step]) for step in range(4)]
+    trace = write(tmp_path / "t.parquet", passes)
+    cold, warm = (run_trace(host(), MODEL, trace, Budget(10**7, Policy.LRU), rounds_before=n) for n in (0, 2))
+    assert (cold.msb_miss_rate, warm.msb_miss_rate) == (1, 0)
+    assert (cold.decoded.steps, warm.decoded.steps) == (4, 4)
+    small = run_trace(host(), MODEL, trace, Budget(150_000, Policy.LRU), rounds_before=2)
+    assert small.msb_miss_rate == 1, "LRU of a cycle that does not fit"
+    assert run_trace(host(), MODEL, trace, Budget(150_000, Policy.BELADY), rounds_before=2).msb_miss_rate < 1
+    plain = run_trace(host(), MODEL, write(tmp_path / "sd.parquet", drafted()), Budget(10**7), "ar", rounds_before=1)
+    assert (plain.msb_miss_rate, plain.decoded.steps) == (0, 5)
+
+
 def test_a_stream_reads_everything_every_time(ar_trace: Trace) -> None:
     found = run_trace(host(), MODEL, ar_trace, Budget(200_000, policy=None))
     assert found.msb_miss_rate == found.lsb_miss_rate == 1

@@ -151,6 +151,9 @@ def _residents(accesses: Accesses, records: Int64, policy: Policy) -> Iterator[B
         return residents(accesses, records, policy)
     passes, layers, experts = accesses.reads.shape
     together = Accesses(
-        *(each.reshape(passes, 1, -1) for each in (accesses.reads, accesses.hints, accesses.seen)), accesses.steps
+        reads=accesses.reads.reshape(passes, 1, -1),
+        hints=accesses.hints.reshape(passes, 1, -1),
+        seen=accesses.seen.reshape(passes, 1, -1),
+        steps=accesses.steps,
     )
     return (held.reshape(layers, experts) for held in residents(together, layers * records, policy))

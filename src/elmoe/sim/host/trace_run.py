@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 
 import numpy as np
 import numpy.typing as npt
@@ -52,10 +52,13 @@ def trace_mode(trace: Trace) -> str:
     return "sd" if any(record.kind is PassKind.VERIFY for record in trace.passes()) else "ar"
 
 
-def run_trace(host: Host, model: SimModel, trace: Trace, budget: Budget, mode: str | None = None) -> TraceRun:
+def run_trace(
+    host: Host, model: SimModel, trace: Trace, budget: Budget, mode: str | None = None, rounds_before: int = 0
+) -> TraceRun:
     """Predict the recorded run on `host` with `budget`.
 
     mode: as recorded unless given; ``ar`` of a run that drafted decodes the same tokens plainly, at the same batch.
+    rounds_before: how often the caches have seen the same run already; 0 begins with empty ones.
     Raises ConfigError for ``sd`` without drafts in the trace and for drafts of other than the stored width,
     CapacityError where the budget is too small, TraceError where the file is broken or has no decode passes.
     """
@@ -69,18 +72,35 @@ def run_trace(host: Host, model: SimModel, trace: Trace, budget: Budget, mode: s
     clock = PassClock(host, model)
     if mode == recorded:
         accesses = recorded_accesses(trace, READING)
-        held = slots(host, model, budget, _cells(trace), _most_rows(trace))
-        missing = _Counted(misses(accesses, held, budget))
+        held = slots(host, model, budget, np.tile(_cells(trace), rounds_before + 1), _most_rows(trace))
+        missing = _Counted(_last_round(accesses, held, budget, rounds_before))
         steps = _recorded_steps(trace, missing)
     else:
         accesses = regrouped(request_streams(trace).values(), trace.shape.experts, batch)
-        held = slots(host, model, budget, np.full(len(accesses.reads), batch * context), _most_rows(trace))
-        missing = _Counted(misses(accesses, held, budget))
+        cells = np.full((rounds_before + 1) * len(accesses.reads), batch * context)
+        held = slots(host, model, budget, cells, _most_rows(trace))
+        missing = _Counted(_last_round(accesses, held, budget, rounds_before))
         steps = _plain_steps(trace, accesses, missing, batch, context)
     decoded = decode(clock, steps)
     if not decoded.steps:
         raise TraceError(f"{trace.path} has no decode passes; record a longer trace")
     return TraceRun(decoded, mode, batch, context, held, missing.msb_rate, missing.lsb_rate)
+
+
+def _last_round(accesses: Accesses, held: Slots, budget: Budget, rounds_before: int) -> Iterator[tuple[Bool, Bool]]:
+    """Misses of the passes of the last of several equal rounds."""
+    count = len(accesses.reads)
+    if not count or not rounds_before:
+        return misses(accesses, held, budget)
+    rounds = rounds_before + 1
+    span = int(accesses.steps[-1] - accesses.steps[0]) + 1
+    repeated = Accesses(
+        reads=np.concatenate([accesses.reads] * rounds),
+        hints=np.concatenate([accesses.hints] * rounds),
+        seen=np.concatenate([accesses.seen] * rounds),
+        steps=np.concatenate([accesses.steps + number * span for number in range(rounds)]),
+    )
+    return islice(misses(repeated, held, budget), rounds_before * count, None)
 
 
 class _Counted:

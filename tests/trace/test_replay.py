@@ -26,6 +26,7 @@ from elmoe.trace.replay import (
     regrouped,
     replay,
     request_streams,
+    residents,
 )
 from elmoe.trace.schema import PassKind
 
@@ -222,6 +223,53 @@ def test_hot_is_the_engines_pool(reads: Bool, capacity: int, decay: float, seed:
 
 def test_the_decay_is_the_engines_default() -> None:
     assert EngineOptions().hotness_decay == DECAY
+
+
+def likeliest(reads: Bool, capacity: int) -> list[int]:
+    """What the rule of `Policy.BENEFIT` says, record by record."""
+    hits = []
+    for layer in range(reads.shape[1]):
+        quick, slow = np.zeros(reads.shape[2]), np.zeros(reads.shape[2])
+        cached, count = set[int](), 0
+        for read in reads[:, layer]:
+            experts = np.flatnonzero(read).tolist()
+            count += len(cached & set(experts))
+            before = (quick + slow) / 2
+            quick, slow = 0.8 * quick + 0.2 * read, 0.98 * slow + 0.02 * read
+            worth = {e: float((quick[e] + slow[e]) / 2 if read[e] else before[e]) for e in range(len(read))}
+            cached = set(sorted(cached | set(experts), key=lambda e: (-worth[e], e))[:capacity])
+        hits.append(count)
+    return hits
+
+
+@given(some_reads(), st.integers(0, 9))
+def test_benefit_keeps_the_likeliest(reads: Bool, capacity: int) -> None:
+    assert replay(Accesses.of(reads), capacity, Policy.BENEFIT).hits.tolist() == likeliest(reads, capacity)
+
+
+# --- what caches hold ---
+
+
+@given(some_reads(), st.integers(0, 9), st.sampled_from(list(Policy)), st.integers(0, 9))
+def test_residents_are_what_hits_are_counted_against(reads: Bool, capacity: int, policy: Policy, seed: int) -> None:
+    accesses = some_accesses(reads, seed)
+    held = list(residents(accesses, capacity, policy))
+    hits = sum(((each & read).sum(axis=1) for each, read in zip(held, reads, strict=True)), start=np.zeros(1, int))
+    assert np.broadcast_to(hits, reads.shape[1:2]).tolist() == replay(accesses, capacity, policy).hits.tolist()
+    assert all((each.sum(axis=1) <= capacity).all() for each in held)
+
+
+def test_a_shrinking_cache_lets_the_lowest_ranked_go_before_the_pass() -> None:
+    reads = reads_of({0, 1, 2}, {2}, {1}, {0}, experts=4)
+    held = [
+        np.flatnonzero(each[0]).tolist() for each in residents(Accesses.of(reads), np.array([3, 3, 2, 1]), Policy.LRU)
+    ]
+    assert held == [[], [0, 1, 2], [1, 2], [1]]
+
+
+def test_a_negative_capacity_of_one_pass() -> None:
+    with pytest.raises(ConfigError, match="an expert cache of -1 per layer is impossible"):
+        residents(Accesses.of(reads_of({0}, {1}, experts=2)), np.array([1, -1]), Policy.LRU)
 
 
 # --- properties ---

@@ -10,13 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from elmoe.cli.console import Json, emit_json, err, out, parse_integers, say, table
+from elmoe.cli.simulate_host import CACHE_POLICIES, HostOptions, host_rows
 from elmoe.errors import ConfigError
 from elmoe.sim.dram import load_device
-from elmoe.sim.model import MODELS, SimModel, load_model, model_from_shape
+from elmoe.sim.host.rows import Load
+from elmoe.sim.host.spec import Host, is_host, load_host
+from elmoe.sim.model import MODELS, load_model, model_from_shape
 from elmoe.sim.play_layer import play_layer
 from elmoe.sim.profile import (
     DEFAULT_ORIGIN,
-    Profile,
     SchemeSpecs,
     named_profile,
     profile_from_trace,
@@ -44,7 +46,9 @@ def simulate(
     ] = None,
     system: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(SYSTEMS)}, all, or a .toml file. Repeatable. Default: elmoe-3d."),
+        typer.Option(
+            help=f"{', '.join(SYSTEMS)}, all, or a .toml file (also of a host). Repeatable. Default: elmoe-3d."
+        ),
     ] = None,
     scheme: Annotated[
         list[str] | None,
@@ -71,6 +75,16 @@ def simulate(
     mac_energy: Annotated[
         str, typer.Option(help=f"Energy of a multiply-accumulate: {' or '.join(MAC_ENERGIES)} (docs/rtl.md).")
     ] = MAC_ENERGIES[0],
+    fast_bytes: Annotated[
+        str | None, typer.Option(help="Of a host: budget of its fast tier, for example 1.2GiB. Default: all in RAM.")
+    ] = None,
+    cache_policy: Annotated[
+        str | None, typer.Option(help=f"Of a host: which experts stay, {', '.join(CACHE_POLICIES)}. Default: benefit.")
+    ] = None,
+    lsb_share: Annotated[
+        float | None,
+        typer.Option(help="Of a host: LSB records kept / MSB records kept. Default: the policy's."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write .parquet, .csv or .json.")] = None,
     timeline: Annotated[
         Path | None, typer.Option(help="Play one MoE layer of the first row cycle by cycle; Chrome trace as JSON.")
@@ -81,22 +95,28 @@ def simulate(
     recorded = None if trace is None else read_trace(trace)
     specs = scheme_specs() if recorded is None else specs_for_trace(recorded, scheme_specs())
     loads = _loads(model, workload, recorded, specs)
-    machines = [machine.with_mac_energy(mac_energy) for machine in _machines(system, hb_gb)]
+    accelerators, hosts = _systems(system)
+    machines = [machine.with_mac_energy(mac_energy) for machine in _machines(accelerators, hb_gb, hosts)]
     batches = tuple(parse_integers(batch, "batch"))
     asked = () if context is None else tuple(parse_integers(context, "context"))
     queries = []
-    for (shape, profile, named), machine in product(loads, machines):
-        contexts = asked or (min(DEFAULT_CONTEXT, shape.max_context),)
+    for load, machine in product(loads, machines):
+        contexts = asked or (min(DEFAULT_CONTEXT, load.model.max_context),)
         for wanted in _schemes(scheme, machine):
             among_others = scheme == ["all"] or (scheme is None and len(machines) > 1)
             plain = wanted == "none" and (mode is None or among_others)
             way = "ar" if plain else mode or "sd"
-            queries.append(Query(machine, shape, profile, named, wanted, way, batches, contexts, acceptance))
-    found = rows(queries, specs)
+            queries.append(
+                Query(machine, load.model, load.profile, load.workload, wanted, way, batches, contexts, acceptance)
+            )
+    how = HostOptions(fast_bytes, cache_policy, lsb_share, mode, batches, asked, acceptance)
+    found = rows(queries, specs) + host_rows(hosts, loads, how, specs)
     _say_origins(loads)
-    config = {"mac_energy": mac_energy} | _config(machines, loads, specs)
+    config = {"mac_energy": mac_energy} | _config(machines, hosts, loads, specs)
     if output is not None:
         write_rows(output, found, config)
+    if timeline is not None and not queries:
+        raise ConfigError("timeline is about accelerators; give --system one of them")
     played = None if timeline is None else play_layer(queries[0], specs)
     if timeline is not None and played is not None:
         write_timeline(timeline, played.timing.events, f"{queries[0].machine.name}, {queries[0].model.name}")
@@ -111,15 +131,16 @@ def simulate(
         say(f"{output}: {len(found)} rows", err)
 
 
-def _config(machines: list[Machine], loads: list[tuple[SimModel, Profile, str]], specs: SchemeSpecs) -> dict[str, Any]:
+def _config(machines: list[Machine], hosts: list[Host], loads: list[Load], specs: SchemeSpecs) -> dict[str, Any]:
     """Every number that a result hangs on, with its source."""
     devices = {name for machine in machines for name in machine.devices}
     return {
         "machines": [
             {"system": machine.name, "hb_gb": machine.hb_equivalent_gb, **machine.as_tables()} for machine in machines
         ],
-        "models": {shape.name: asdict(shape) for shape, _, _ in loads},
-        "profiles": [{"model": shape.name, "workload": named, **profile.as_dict()} for shape, profile, named in loads],
+        "hosts": [{"system": host.name, **host.as_tables()} for host in hosts],
+        "models": {load.model.name: asdict(load.model) for load in loads},
+        "profiles": [{"model": load.model.name, "workload": load.workload, **load.profile.as_dict()} for load in loads],
         "dram": {name: as_table(load_device(name).quantities) for name in sorted(devices)},
         "schemes": specs.as_tables(),
     }
@@ -127,8 +148,8 @@ def _config(machines: list[Machine], loads: list[tuple[SimModel, Profile, str]],
 
 def _loads(
     names: list[str] | None, workloads: list[str] | None, recorded: Trace | None, specs: SchemeSpecs
-) -> list[tuple[SimModel, Profile, str]]:
-    """(model, profile, workload) of everything asked for."""
+) -> list[Load]:
+    """Everything asked for."""
     if recorded is not None:
         if workloads:
             raise ConfigError("give --workload or --trace, not both: a trace brings its own locality")
@@ -140,17 +161,25 @@ def _loads(
                     f"{recorded.path} has {recorded.shape.experts_per_tok} of {recorded.shape.experts} experts per "
                     f"token, {item.name} {item.experts_per_tok} of {item.experts}; record a trace of that model"
                 )
-        return [(item, profile, "trace") for item in models]
+        return [Load(item, profile, "trace", recorded) for item in models]
     chosen = MODELS if names is not None and "all" in names else names or MODELS[:1]
     models = [load_model(name) for name in chosen]
-    return [(item, named_profile(item, one, specs), one) for item in models for one in workloads or ["mt-bench"]]
+    return [Load(item, named_profile(item, one, specs), one) for item in models for one in workloads or ["mt-bench"]]
 
 
-def _machines(names: list[str] | None, hb_gb: str | None) -> list[Machine]:
+def _systems(names: list[str] | None) -> tuple[list[str], list[Host]]:
+    """Accelerators by name, and hosts."""
     chosen = SYSTEMS if names is not None and "all" in names else names or ["elmoe-3d"]
-    found = [load_machine(name) for name in chosen]
+    hosts = [name for name in chosen if is_host(name)]
+    return [name for name in chosen if name not in hosts], [load_host(name) for name in hosts]
+
+
+def _machines(names: list[str], hb_gb: str | None, hosts: list[Host]) -> list[Machine]:
+    found = [load_machine(name) for name in names]
     if hb_gb is None:
         return found
+    if hosts:
+        raise ConfigError(f"hb-gb is about accelerators; the fast tier of {hosts[0].name} is given by --fast-bytes")
     try:
         sizes = [float(part) for part in hb_gb.split(",")]
     except ValueError:
@@ -158,11 +187,11 @@ def _machines(names: list[str] | None, hb_gb: str | None) -> list[Machine]:
     return [machine.with_hb_gb(size) for machine in found for size in sizes]
 
 
-def _say_origins(loads: list[tuple[SimModel, Profile, str]]) -> None:
+def _say_origins(loads: list[Load]) -> None:
     """On standard error: what is assumed about a model, or measured on how little."""
-    for shape, profile, named in loads:
-        if named == "trace" or profile.origin == DEFAULT_ORIGIN:
-            say(f"profile of {shape.name}: {profile.origin}", err)
+    for load in loads:
+        if load.trace is not None or load.profile.origin == DEFAULT_ORIGIN:
+            say(f"profile of {load.model.name}: {load.profile.origin}", err)
 
 
 def _schemes(names: list[str] | None, machine: Machine) -> tuple[str, ...]:
@@ -182,10 +211,10 @@ def _show(found: list[dict[str, Any]]) -> None:
             row["batch"],
             row["context"],
             row["workload"],
-            "" if row["acceptance_rate"] is None else f"{row['acceptance_rate']:.2f}",
+            _number(row["acceptance_rate"], ".2f"),
             f"{row['latency_ms_per_token']:.4g}",
-            f"{row['speedup_vs_xpu']:.2f}",
-            f"{row['energy_mj_per_token']['total']:.3g}",
+            _number(row["speedup_vs_xpu"], ".2f"),
+            _number(row["energy_mj_per_token"]["total"], ".3g"),
             row["bottleneck"],
         )
         for row in found
@@ -196,3 +225,7 @@ def _show(found: list[dict[str, Any]]) -> None:
     out.print(table(title, [COLUMNS[i] for i in kept], [[line[i] for i in kept] for line in lines]))
     if any(line[len(SETTINGS)] for line in lines):
         say("alpha: accepted draft tokens / tree depth")
+
+
+def _number(value: float | None, style: str) -> str:
+    return "" if value is None else format(value, style)

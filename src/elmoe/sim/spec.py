@@ -224,7 +224,9 @@ def load_machine(name: str) -> Machine:
 
 def machine_table(name: str) -> dict[str, Any]:
     """The resolved tables of a system: those of its base, with its own entries in their place."""
-    table = _read(name)
+    table = read_system(name)
+    if table.get("kind") == "host":
+        raise ConfigError(f"{name} describes a host, not an accelerator; elmoe simulate takes it")
     if "base" not in table:
         return table
     base = table.pop("base")
@@ -262,7 +264,8 @@ def machine_from_table(table: Mapping[str, Any], where: str) -> Machine:
     return Machine(name=str(table["name"]), description=description, scheme=scheme, **sections)  # type: ignore[arg-type]
 
 
-def _read(name: str) -> dict[str, Any]:
+def read_system(name: str) -> dict[str, Any]:
+    """The tables of a built-in system or of a TOML file as they stand there; ConfigError where there are none."""
     if name in SYSTEMS:
         return tomllib.loads((files("elmoe.sim") / "specs" / f"{name}.toml").read_text(encoding="utf-8"))
     path = Path(name)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,8 @@ Stream = npt.NDArray[np.int16]
 TARGET = (PassKind.AR, PassKind.VERIFY)
 DECAY = 0.8
 """Share of the hotness that survives an engine step: the engine's default."""
+AVERAGED = (0.8, 0.98)
+"""Shares of the two averages of `Policy.BENEFIT` that survive a pass: the engine's."""
 
 
 class Policy(Enum):
@@ -49,6 +52,9 @@ class Policy(Enum):
     """The engine's pool (paper, Algorithm 1): the C hottest are chosen before a pass from decayed counts of routing
     decisions; of these, what the pass reads enters, and the coldest leave. Ties go to the lower number. Unlike the
     engine's, this pool starts empty."""
+    BENEFIT = "benefit"
+    """Those that passes will most probably read, by two averages of how often they did, one quick and one slow: what
+    the engine keeps of a model that is larger than its fast memory. An expert enters in place of one of less chance."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +121,25 @@ def miss_curve(
     if policy is Policy.LRU:
         hits = _lru_hits(accesses.reads, sizes, warm_up)
     else:
-        ranks = {Policy.LFU: _by_frequency, Policy.BELADY: _by_next_read}
-        states = _by_hotness(accesses, sizes, decay) if policy is Policy.HOT else ranks[policy](accesses.reads)
-        hits = _hits(accesses.reads, states, sizes, warm_up)
+        each = np.broadcast_to(sizes, (len(accesses.reads), len(sizes)))
+        held = _held(accesses.reads, _states(accesses, policy, each, decay), each)
+        hits = _hits(accesses.reads, held, len(sizes), warm_up)
     reads = accesses.reads[warm_up:].sum(axis=(0, 2))  # [L]
     return Replay(hits, reads - hits)
+
+
+def residents(accesses: Accesses, capacities: int | Int64, policy: Policy, *, decay: float = DECAY) -> Iterator[Bool]:
+    """What the caches hold before each pass: masks [L, E], at `capacities` experts per layer, one for all or [P].
+
+    Where the capacity shrinks (the KV cache grows), the lowest ranked leave before the pass. Raises ConfigError for a
+    negative capacity.
+    """
+    passes, *_ = accesses.reads.shape
+    sizes = np.broadcast_to(np.asarray(capacities, dtype=np.int64), (passes,))
+    if sizes.min(initial=0) < 0:
+        raise ConfigError(f"an expert cache of {sizes.min()} per layer is impossible; give 0 or more")
+    held = _held(accesses.reads, _states(accesses, policy, sizes[:, None], decay), sizes[:, None])
+    return (resident[0] for resident in held)
 
 
 # --- what was read ---
@@ -204,6 +224,39 @@ def _unannounced(record: PassRecord) -> Bool:
 State = tuple[npt.NDArray[np.int64] | Float64, Bool]
 
 
+def _states(accesses: Accesses, policy: Policy, capacities: Int64, decay: float) -> Iterator[State]:
+    """capacities: [P, N]."""
+    if policy is Policy.HOT:
+        return _by_hotness(accesses, capacities, decay)
+    ranks = {
+        Policy.LRU: _by_recency,
+        Policy.LFU: _by_frequency,
+        Policy.BELADY: _by_next_read,
+        Policy.BENEFIT: _by_chance,
+    }
+    return ranks[policy](accesses.reads)
+
+
+def _by_chance(reads: Bool) -> Iterator[State]:
+    """What a pass read counts as read from then on, while what it did not read still counts as before it."""
+    _, layers, experts = reads.shape
+    averages = np.zeros((len(AVERAGED), layers, experts))
+    fading = np.array(AVERAGED)[:, None, None]
+    for read in reads:
+        after = averages + (1.0 - fading) * (read - averages)
+        yield np.where(read, after, averages).mean(axis=0), read
+        averages = after
+
+
+def _by_recency(reads: Bool) -> Iterator[State]:
+    _, layers, experts = reads.shape
+    latest = np.zeros((layers, experts), dtype=np.int64)
+    number = np.arange(experts)
+    for index, read in enumerate(reads, start=1):
+        latest[read] = index
+        yield latest * experts + number, read
+
+
 def _by_frequency(reads: Bool) -> Iterator[State]:
     passes, layers, experts = reads.shape
     count = np.zeros((layers, experts), dtype=np.int64)
@@ -227,30 +280,42 @@ def _by_next_read(reads: Bool) -> Iterator[State]:
     for index, read in enumerate(reads):
         now = slice(first[index], first[index + 1])
         rank[cell[now]] = -upcoming[now]
-        yield rank.reshape(layers, experts), read
+        yield rank.reshape(layers, experts).copy(), read
 
 
 def _by_hotness(accesses: Accesses, capacities: Int64, decay: float) -> Iterator[State]:
     _, layers, experts = accesses.reads.shape
     hotness = np.zeros((layers, experts))
     faded = np.diff(accesses.steps, prepend=accesses.steps[:1])
-    for read, hints, seen, steps in zip(accesses.reads, accesses.hints, accesses.seen, faded, strict=True):
+    passes = zip(accesses.reads, accesses.hints, accesses.seen, faded, capacities, strict=True)
+    for read, hints, seen, steps, sizes in passes:
         hotness *= decay**steps
         hotness += hints
         place = np.argsort(np.argsort(-hotness, axis=1, kind="stable"), axis=1)
-        chosen = place < capacities[:, None, None]  # [N, L, E]
+        chosen = place < sizes[:, None, None]  # [N, L, E]
         hotness += seen
         yield np.where(chosen, hotness + hotness.max() + 1.0, hotness), chosen & read
 
 
-def _hits(reads: Bool, states: Iterator[State], capacities: Int64, warm_up: int) -> Int64:
+def _held(reads: Bool, states: Iterator[State], capacities: Int64) -> Iterator[Bool]:
+    """What caches of `capacities` [P, N] hold before each pass, [N, L, E]."""
     _, layers, experts = reads.shape
-    resident = np.zeros((len(capacities), layers, experts), dtype=np.bool_)
-    hits = np.zeros((len(capacities), layers), dtype=np.int64)
-    for index, (read, (rank, entering)) in enumerate(zip(reads, states, strict=True)):
-        if index >= warm_up:
-            hits += np.count_nonzero(resident & read, axis=2)
-        resident = _highest(resident | entering, rank, capacities)
+    resident = np.zeros((capacities.shape[1], layers, experts), dtype=np.bool_)
+    before = capacities[:1]
+    rank: npt.NDArray[np.int64] | Float64 = np.zeros((layers, experts))
+    for sizes, (following, entering) in zip(capacities, states, strict=True):
+        if (sizes < before).any():
+            resident = _highest(resident, rank, sizes)
+        yield resident
+        rank, before = following, sizes
+        resident = _highest(resident | entering, rank, sizes)
+
+
+def _hits(reads: Bool, held: Iterator[Bool], capacities: int, warm_up: int) -> Int64:
+    """Hits [N, L] of the passes after the first `warm_up`."""
+    hits = np.zeros((capacities, reads.shape[1]), dtype=np.int64)
+    for read, resident in zip(reads[warm_up:], islice(held, warm_up, None), strict=True):
+        hits += np.count_nonzero(resident & read, axis=2)
     return hits
 
 

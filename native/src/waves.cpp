@@ -9,7 +9,7 @@ namespace elmoe {
 namespace {
 
 constexpr int kRowsLookedAhead = 32; // beyond these the next layer's scores take longer than they save
-constexpr float kSure = 0.7f;        // of a rank's guesses so many must have been right lately; a wrong one costs a read
+constexpr float kSure = 0.5f;        // of a rank's guesses so many must have been right lately; a wrong one costs a read
 constexpr float kNews = 1.0f / 64;   // weight of the latest guess
 
 } // namespace

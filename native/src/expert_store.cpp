@@ -15,6 +15,7 @@ namespace {
 constexpr size_t kPage = 4096;
 constexpr size_t kMergedBytes = 1 << 20; // neighbours in the file are read together up to this
 constexpr size_t kMostRegistered = 1 << 14, kMostRegisteredBytes = size_t{1} << 30;
+constexpr int kFiller = 4; // experts computed between two looks at what has come
 constexpr size_t kHugeArena = 64 << 20; // from this on huge pages waste little
 
 size_t pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
@@ -351,6 +352,24 @@ void ExpertStore::settle(size_t record) {
     --missing_[place % static_cast<size_t>(plan_.experts)];
 }
 
+// Experts that are ready: those that pass through first, since they take the room of what is still to be read; those that
+// stay fill the time until more has come.
+void ExpertStore::hand_out(bool passing, int most, std::vector<int> &to) {
+  for (int e = 0; remaining_ > 0 && most > 0 && e < plan_.experts; ++e) {
+    if (missing_[static_cast<size_t>(e)] != 0)
+      continue;
+    bool stays = true;
+    for (int p = 0; p < (both_ ? 2 : 1); ++p)
+      stays = stays && kept_[id(p, layer_, e)];
+    if (stays == passing)
+      continue;
+    to.push_back(e);
+    missing_[static_cast<size_t>(e)] = kHandedOut;
+    --remaining_;
+    --most;
+  }
+}
+
 bool ExpertStore::next(std::vector<int> &ready_experts, const std::function<void()> &idle) {
   ready_experts.clear();
   for (;;) {
@@ -367,12 +386,9 @@ bool ExpertStore::next(std::vector<int> &ready_experts, const std::function<void
       idle_called_ = true;
       idle();
     }
-    for (int e = 0; remaining_ > 0 && e < plan_.experts; ++e)
-      if (missing_[static_cast<size_t>(e)] == 0) {
-        ready_experts.push_back(e);
-        missing_[static_cast<size_t>(e)] = kHandedOut;
-        --remaining_;
-      }
+    hand_out(true, plan_.experts, ready_experts);
+    if (ready_experts.empty())
+      hand_out(false, kFiller, ready_experts);
     if (!ready_experts.empty() || remaining_ == 0)
       return true;
     if (under_way_ == 0)

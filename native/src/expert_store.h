@@ -117,6 +117,7 @@ private:
   void commit(int segment, int plane);
   void register_segments();
   void reopen_queue();
+  void hand_out(bool passing, int most, std::vector<int> &to);
   void drop_ahead(size_t record);
   void want(int layer, std::span<const int> experts, bool both);
   bool hope();

@@ -63,6 +63,7 @@ SETTINGS = (
     Setting("four threads", threads=4),
     Setting("mmap, no repacking", options={"load_mode": MMAP, "use_extra_bufts": 0}),
     Setting("mmap, lazy", options={"load_mode": MMAP, "lazy_mode": 2}),
+    Setting("one thread, read-ahead 128 KiB", threads=1, read_ahead_kb=128),
     Setting("four threads, read-ahead 128 KiB", threads=4, read_ahead_kb=128),
     Setting("eight threads, read-ahead 128 KiB", threads=8, read_ahead_kb=128),
     Setting("mmap, mlock", options={"load_mode": MMAP_MLOCK}),

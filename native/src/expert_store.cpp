@@ -16,7 +16,7 @@ constexpr size_t kPage = 4096;
 constexpr size_t kMergedBytes = 1 << 20; // neighbours in the file are read together up to this
 constexpr size_t kMostRegistered = 1 << 14, kMostRegisteredBytes = size_t{1} << 30;
 constexpr int kFiller = 4; // experts computed between two looks at what has come
-constexpr size_t kHugeArena = 64 << 20; // from this on huge pages waste little
+constexpr size_t kHugeArena = 16 << 20; // from this on huge pages waste little
 
 size_t pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
@@ -413,6 +413,7 @@ void ExpertStore::release(std::span<const int> experts) {
     for (size_t record : passing_)
       keep_or_drop(record, p);
   }
+  pump(); // there is room again; after the last wave the next layer's attention comes before anybody asks
 }
 
 // A record that was read and used: it stays if there is room or something of less value.

@@ -1,7 +1,7 @@
 """A model larger than its memory, in turn: elmoe and llama.cpp (mmap) inside the same memory cgroup.
 
     python bench/tiers_race.py MODEL.elmoe [--peer-python PYTHON_WITH_LLAMA_CPP] [--limit-bytes 420000000] [--rounds 3]
-    python bench/tiers_race.py --markdown        only rewrite the table of docs/tiers.md from the result
+    python bench/tiers_race.py --markdown        only rewrite the tables from the result
 
 MODEL.elmoe is the 1.13 B-parameter model with uniform routing of `tiers_peer.py`, which tries many settings of the
 peer; here it runs with its own and with those that were best there. Both get the same weights and the same limit,
@@ -103,7 +103,11 @@ def main() -> None:
     parser.add_argument("--peer-python", default=str(PEER_PYTHON) if PEER_PYTHON.exists() else sys.executable)
     parser.add_argument("--limit-bytes", type=int, default=LIMIT_BYTES)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--settings", default="default,one thread,mmap, lazy", help="of the peer, from `tiers_peer.py`")
+    parser.add_argument(
+        "--settings",
+        default="default|one thread|four threads, read-ahead 128 KiB",
+        help="of the peer, by name, from `tiers_peer.py`",
+    )
     parser.add_argument("--markdown", action="store_true")
     arguments = parser.parse_args()
     if arguments.markdown:
@@ -117,7 +121,7 @@ def main() -> None:
         gguf = cached_gguf(checkpoint)
         works = [workload.decoding(checkpoint, batch) for batch in BATCHES]
         rows, probes = [], []
-        limit, wanted = arguments.limit_bytes, [each for each in SETTINGS if each.name in arguments.settings]
+        limit, wanted = arguments.limit_bytes, [each for each in SETTINGS if each.name in arguments.settings.split("|")]
         for turn in range(arguments.rounds):
             probes.append(median_rate(folder / MSB_FILE, 1 << 20, PROBE_DEPTH))
             for setting in wanted:

@@ -2,8 +2,8 @@
 
     python bench/tiers_replay.py TRACE.parquet... [--capacities 8,16,32,64] [--warm-up 4] [--markdown]
 
-Traces of plain decoding, as `bench/tiers.py --traces` or `elmoe trace --mode ar` write them. Every policy holds the same
-number of whole experts per layer. Writes bench/results/tiers_replay.json; with --markdown also the table of
+Traces of plain decoding, as `bench/tiers.py --traces` or `elmoe trace --mode ar` write them. Every policy holds the
+same number of whole experts per layer. Writes bench/results/tiers_replay.json; with --markdown also the table of
 docs/tiers.md.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from elmoe.trace.parquet import read_trace
-from elmoe.trace.replay import Policy, accesses, miss_curve
+from elmoe.trace.replay import Policy, miss_curve, recorded_accesses
 from harness import ROOT, markdown_table, provenance, replace_block, write_result
 
 NAME = "tiers_replay"
@@ -24,7 +24,7 @@ ORDER = (Policy.LRU, Policy.LFU, Policy.HOT, Policy.BENEFIT, Policy.BELADY)
 def rates(path: Path, capacities: list[int], warm_up: int) -> list[dict[str, Any]]:
     """A row per capacity: hit rate by policy."""
     trace = read_trace(path)
-    seen = accesses(trace)
+    seen = recorded_accesses(trace)
     misses = {policy: miss_curve(seen, policy, capacities, warm_up=warm_up).miss_rate for policy in ORDER}
     return [
         {"trace": path.stem, "passes": len(seen.reads), "capacity": capacity}
@@ -35,9 +35,10 @@ def rates(path: Path, capacities: list[int], warm_up: int) -> list[dict[str, Any
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines: list[list[object]] = [
-        [f"{row['trace']}, {row['capacity']} experts", *(f"{row[policy.value]:.3f}" for policy in ORDER)] for row in rows
-    ]
+    lines: list[list[object]] = []
+    for row in rows:
+        found = (f"{row[policy.value]:.3f}" for policy in ORDER)
+        lines.append([f"{row['trace']}, {row['capacity']} experts", *found])
     return markdown_table(["hit rate", *(policy.value for policy in ORDER)], lines)
 
 

@@ -115,10 +115,7 @@ def simulate(
         emit_json({"rows": found, "config": config} | ({} if played is None else {"layer": played.as_dict()}))
         return
     _show(found)
-    if played is not None:
-        _say_played(timeline, played)
-    if output is not None:
-        say(f"{output}: {len(found)} rows", err)
+    _say_files(timeline, played, output, len(found))
 
 
 def _queries(loads: list[Load], machines: list[Machine], scheme: list[str] | None, asked: Asked) -> Iterator[Query]:
@@ -220,9 +217,13 @@ def _schemes(names: list[str] | None, machine: Machine) -> tuple[str, ...]:
     return tuple(names) if names else (machine.scheme,)
 
 
-def _say_played(timeline: Path | None, played: PlayedLayer) -> None:
-    found_us, fast_us = played.timing.total_ns * 1e-3, played.fast_ns * 1e-3
-    say(f"{timeline}: one MoE layer in {found_us:.1f} us, by the fast formula {fast_us:.1f} us")
+def _say_files(timeline: Path | None, played: PlayedLayer | None, output: Path | None, count: int) -> None:
+    """What was written where."""
+    if played is not None:
+        found_us, fast_us = played.timing.total_ns * 1e-3, played.fast_ns * 1e-3
+        say(f"{timeline}: one MoE layer in {found_us:.1f} us, by the fast formula {fast_us:.1f} us")
+    if output is not None:
+        say(f"{output}: {count} rows", err)
 
 
 def _show(found: list[dict[str, Any]]) -> None:

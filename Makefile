@@ -10,12 +10,13 @@ ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # Long checks and benchmarks read prompts from here: .jsonl files of {"turns": [...]} or {"prompt": ...} lines.
 PROMPT_DIR ?= src/elmoe/data
 
-.PHONY: demo test bench verify lint format clean help
+.PHONY: demo test bench verify lint format docs docs-serve clean help
 
 help:
 	@echo "make demo    the main job: AR and Elastic-SD answers on the embedded model, proved equal; report.html"
 	@echo "make test    the test suite (minutes, no PyTorch)"
 	@echo "make lint    ruff and mypy"
+	@echo "make docs    the documentation site, in build/site; docs-serve shows it while you write"
 	@echo "make bench   benchmarks, JSON in bench/results (PROMPT_DIR=FOLDER)"
 	@echo "make verify  comparison with transformers, sanitizers, simulator, server (page, generated requests, soak), the 200-prompt proof, golden files (PROMPT_DIR=FOLDER)"
 
@@ -33,6 +34,13 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The theme announces the end of MkDocs 1 at every start; docs/log.md has why it is used all the same.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --livereload
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'

@@ -26,6 +26,7 @@ import numpy as np
 from elmoe import Engine, EngineOptions, Generation, Mode, Speculation
 from elmoe.backend.cpu.backend import CpuBackend
 from elmoe.backend.protocol import BestLogits, Bool, DraftQuality, ForwardResult, Int32, Rows
+from elmoe.backend.tiers import Keep
 from elmoe.bench.bandwidth import BandwidthProbe
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.resolve import resolve
@@ -43,7 +44,7 @@ class EmulatedAcceptance:
 
     def __init__(self, backend: CpuBackend, chance: float) -> None:
         self.backend, self.chance = backend, chance
-        self.shape, self.footprint = backend.shape, backend.footprint
+        self.shape, self.footprint, self.tiers = backend.shape, backend.footprint, backend.tiers
 
     def allocate(self, sequence: int, cells: int) -> None:
         """As the backend."""
@@ -61,9 +62,11 @@ class EmulatedAcceptance:
         """As the backend."""
         self.backend.move(sequence, source, destination)
 
-    def forward(self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None) -> ForwardResult:
+    def forward(
+        self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None, keep: Keep | None = None
+    ) -> ForwardResult:
         """Compute the pass, then say what is needed to emulate acceptance."""
-        result = self.backend.forward(rows, pool, draft)
+        result = self.backend.forward(rows, pool, draft, keep)
         if result.best is None or not len(rows.logits):
             return result
         sequences, positions = rows.sequences[rows.logits], rows.positions[rows.logits]

@@ -43,7 +43,7 @@ STREAMED = 4
 PRODUCT_SECONDS = 0.1
 POWERS = np.linspace(1.0, 10.0, 91)
 QUEUE = 8
-IN_FLIGHT_MB = 16.8
+IN_FLIGHT_MB = 33.6
 """What the engine keeps under way (`IN_FLIGHT_BYTES` of its tiers)."""
 READ_NAMES = dict(zip(READ_BYTES, ("16k", "64k", "256k", "1m", "4m"), strict=True))
 PROBE_BYTES, WRITTEN_BYTES = 2 << 30, 1 << 26

@@ -165,17 +165,24 @@ NB_MODULE(_native, m) {
       .def("set_mlp", &BoundModel::set_mlp)
       .def("set_router", &BoundModel::set_router, "moe_layer"_a, "weight"_a, "bias"_a.none(), "correction"_a.none(),
            "experts_per_tok"_a, "sigmoid"_a, "renormalize"_a, "scale"_a, "groups"_a, "groups_kept"_a, "best_two"_a)
-      .def("set_experts", &BoundModel::set_experts, "inner"_a, "mxfp4"_a, "msb_file"_a, "lsb_file"_a, "msb_offsets"_a,
+      .def("set_experts", &BoundModel::set_experts, "inner"_a, "mxfp4"_a, "msb_file"_a.none(), "lsb_file"_a.none(), "msb_offsets"_a,
            "lsb_offsets"_a, "msb_crc"_a, "lsb_crc"_a, "gate_up_bias"_a.none(), "down_bias"_a.none(), "alpha"_a,
            "limit"_a)
       .def("set_shared_experts", &BoundModel::set_shared_experts, "gate_up"_a, "down"_a, "gate"_a.none())
+      .def("set_store", &BoundModel::set_store, "msb_file"_a, "lsb_file"_a, "direct"_a,
+           "segment_bytes"_a, "segments"_a, "staging"_a, "reader"_a)
+      .def("arrange_store", &BoundModel::arrange_store)
+      .def("kept", &BoundModel::kept)
+      .def("store_reader", &BoundModel::store_reader)
+      .def("store_counters", &BoundModel::store_counters)
       .def("allocate", &BoundModel::allocate)
       .def("release", &BoundModel::release)
       .def("move", &BoundModel::move)
       .def("copy", &BoundModel::copy)
       .def("forward", &BoundModel::forward, "tokens"_a.noconvert(), "sequences"_a.noconvert(),
            "positions"_a.noconvert(), "cells"_a.noconvert(), "prefix"_a.noconvert(), "path"_a.noconvert(),
-           "wanted"_a.noconvert(), "pool"_a.noconvert().none(), "bits"_a, "experts_per_tok"_a, "best"_a)
+           "wanted"_a.noconvert(), "pool"_a.noconvert().none(), "bits"_a, "experts_per_tok"_a, "best"_a,
+           "values"_a.noconvert().none() = nb::none(), "expected"_a.noconvert().none() = nb::none())
       .def("phase_seconds", &BoundModel::phase_seconds)
       .def_prop_ro("isa", &BoundModel::isa);
   m.def("quantize", &quantize, "x"_a, "isa"_a = "");
@@ -183,6 +190,8 @@ NB_MODULE(_native, m) {
   m.def("time_linear", &time_linear, "matrices"_a, "x"_a, "bits"_a, "repeats"_a, "isa"_a = "");
   m.def("time_reads", &time_reads, "size_bytes"_a, "repeats"_a);
   m.def("crc32", [](Bytes data) { return crc32(data.data(), data.size()); });
+  m.attr("BAD_CHECKSUM") = kBadChecksum;
+  m.attr("END_OF_FILE") = kEndOfFile;
   m.def("threads", [] { return ThreadPool::shared().size(); });
   m.def("isas", [] {
     int count = 0;

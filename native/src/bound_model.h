@@ -215,10 +215,11 @@ public:
   }
   // Records of all experts in one file each: [MSB tiles of gate_up, of down], the same for the LSBs. Biases are of all
   // experts, one after the other. limit > 0: the clamped SwiGLU.
-  void set_experts(int inner, bool mxfp4, Bytes msb_file, Bytes lsb_file, In<int64_t, 1> msb_offsets,
-                   In<int64_t, 1> lsb_offsets, In<uint32_t, 1> msb_crc, In<uint32_t, 1> lsb_crc,
-                   std::optional<In<float, 2>> gate_up_bias, std::optional<In<float, 2>> down_bias, float alpha,
-                   float limit) {
+  // Without files the records come from the store.
+  void set_experts(int inner, bool mxfp4, std::optional<Bytes> msb_file, std::optional<Bytes> lsb_file,
+                   In<int64_t, 1> msb_offsets, In<int64_t, 1> lsb_offsets, In<uint32_t, 1> msb_crc,
+                   In<uint32_t, 1> lsb_crc, std::optional<In<float, 2>> gate_up_bias,
+                   std::optional<In<float, 2>> down_bias, float alpha, float limit) {
     Feedforward &f = model_.layers.back().ffn;
     const auto count = static_cast<size_t>(f.experts);
     require(msb_offsets.size() == count && lsb_offsets.size() == count && msb_crc.size() == count &&
@@ -226,8 +227,11 @@ public:
             "a record is missing");
     f.alpha = alpha;
     f.limit = limit;
-    arrays_.push_back(nb::cast(msb_file));
-    arrays_.push_back(nb::cast(lsb_file));
+    require(msb_file.has_value() == lsb_file.has_value(), "both files or none");
+    if (msb_file) {
+      arrays_.push_back(nb::cast(*msb_file));
+      arrays_.push_back(nb::cast(*lsb_file));
+    }
     const Matrix up{nullptr, nullptr, 2 * inner, model_.hidden, nullptr, mxfp4};
     const Matrix down{nullptr, nullptr, model_.hidden, inner, nullptr, mxfp4};
     auto bias = [&](const std::optional<In<float, 2>> &vectors, size_t e, const Matrix &of) -> const float * {
@@ -240,24 +244,28 @@ public:
       return vectors->data() + e * static_cast<size_t>(of.outputs);
     };
     for (size_t e = 0; e < count; ++e) {
-      const auto msb_at = static_cast<size_t>(msb_offsets.data()[e]);
-      const auto lsb_at = static_cast<size_t>(lsb_offsets.data()[e]);
-      require(msb_at + up.msb_bytes() + down.msb_bytes() <= msb_file.size() &&
-                  lsb_at + up.lsb_bytes() + down.lsb_bytes() <= lsb_file.size(),
-              "an expert's record lies outside its file");
       Matrix first = up, second = down;
-      first.msb = msb_file.data() + msb_at;
-      first.lsb = lsb_file.data() + lsb_at;
-      second.msb = first.msb + up.msb_bytes();
-      second.lsb = first.lsb + up.lsb_bytes();
       first.bias = bias(gate_up_bias, e, up);
       second.bias = bias(down_bias, e, down);
-      check_aligned(first.msb);
-      if (!mxfp4)
-        check_aligned(first.lsb);
+      if (msb_file) {
+        const auto msb_at = static_cast<size_t>(msb_offsets.data()[e]);
+        const auto lsb_at = static_cast<size_t>(lsb_offsets.data()[e]);
+        require(msb_at + up.msb_bytes() + down.msb_bytes() <= msb_file->size() &&
+                    lsb_at + up.lsb_bytes() + down.lsb_bytes() <= lsb_file->size(),
+                "an expert's record lies outside its file");
+        first.msb = msb_file->data() + msb_at;
+        first.lsb = lsb_file->data() + lsb_at;
+        second.msb = first.msb + up.msb_bytes();
+        second.lsb = first.lsb + up.lsb_bytes();
+        check_aligned(first.msb);
+        if (!mxfp4)
+          check_aligned(first.lsb);
+      }
       f.gate_up.push_back(first);
       f.down.push_back(second);
     }
+    msb_offsets_.insert(msb_offsets_.end(), msb_offsets.data(), msb_offsets.data() + count);
+    lsb_offsets_.insert(lsb_offsets_.end(), lsb_offsets.data(), lsb_offsets.data() + count);
     f.msb_crc.assign(msb_crc.data(), msb_crc.data() + count);
     f.lsb_crc.assign(lsb_crc.data(), lsb_crc.data() + count);
     f.msb_seen.assign(count, 0);
@@ -271,6 +279,64 @@ public:
     f.down.push_back(keep(down));
     f.shared = true;
     f.shared_gate = keep_or_null(gate);
+  }
+
+  // After all layers, whose experts were set without files. Takes over the descriptors.
+  void set_store(int msb_file, int lsb_file, bool direct, size_t segment_bytes, int segments, int staging,
+                 const std::string &reader) {
+    StorePlan plan;
+    plan.layers = model_.moe_layers;
+    plan.experts = model_.experts;
+    plan.files = {msb_file, lsb_file};
+    plan.direct = direct;
+    plan.offsets = {msb_offsets_, lsb_offsets_};
+    plan.segment_bytes = segment_bytes;
+    plan.segments = segments;
+    plan.staging = staging;
+    plan.reader = reader;
+    for (const Layer &layer : model_.layers)
+      if (const Feedforward &f = layer.ffn; f.experts > 0) {
+        plan.bytes = {f.gate_up[0].msb_bytes() + f.down[0].msb_bytes(), f.gate_up[0].lsb_bytes() + f.down[0].lsb_bytes()};
+        plan.crcs[0].insert(plan.crcs[0].end(), f.msb_crc.begin(), f.msb_crc.end());
+        plan.crcs[1].insert(plan.crcs[1].end(), f.lsb_crc.begin(), f.lsb_crc.end());
+      }
+    model_.store = std::make_unique<ExpertStore>(std::move(plan));
+  }
+  void arrange_store(In<int32_t, 2> quotas) {
+    const Alone alone(*this);
+    require(quotas.shape(0) == kPlanes && quotas.shape(1) == static_cast<size_t>(model_.moe_layers),
+            "quotas are of planes and layers");
+    nb::gil_scoped_release others_may_run;
+    store().arrange(quotas.data());
+  }
+  // [planes, layers, experts]
+  Out<bool, 3> kept() {
+    const auto layers = static_cast<size_t>(model_.moe_layers), experts = static_cast<size_t>(model_.experts);
+    auto kept = make<bool, 3>({kPlanes, layers, experts});
+    bool *to = kept.data();
+    for (int p = 0; p < kPlanes; ++p)
+      for (int l = 0; l < model_.moe_layers; ++l)
+        for (int e = 0; e < model_.experts; ++e)
+          *to++ = store().kept(p, l, e);
+    return kept;
+  }
+  std::string store_reader() {
+    return std::string(store().reader()) + (store().registered() ? " with registered buffers" : "");
+  }
+  nb::dict store_counters() {
+    const StoreCounters &c = store().counters;
+    nb::dict counters;
+    counters["bytes_read"] = c.bytes_read;
+    counters["reads"] = c.reads;
+    counters["msb_hits"] = c.hits[0];
+    counters["msb_misses"] = c.misses[0];
+    counters["lsb_hits"] = c.hits[1];
+    counters["lsb_misses"] = c.misses[1];
+    counters["prefetched"] = c.prefetched;
+    counters["prefetch_used"] = c.prefetch_used;
+    counters["admitted"] = c.admitted;
+    counters["wait_seconds"] = c.wait_seconds;
+    return counters;
   }
 
   void allocate(int sequence, int cells) {
@@ -308,7 +374,8 @@ public:
 
   nb::tuple forward(In<int32_t, 1> tokens, In<int32_t, 1> sequences, In<int32_t, 1> positions, In<int32_t, 1> cells,
                     In<int32_t, 1> prefix, In<int32_t, 2> path, In<int32_t, 1> wanted,
-                    std::optional<In<bool, 2>> pool, std::tuple<int, int, int> bits, int experts_per_tok, int best) {
+                    std::optional<In<bool, 2>> pool, std::tuple<int, int, int> bits, int experts_per_tok, int best,
+                    std::optional<In<float, 4>> values, std::optional<In<uint8_t, 2>> expected) {
     const Alone alone(*this);
     const size_t rows = tokens.size();
     for (size_t n : {sequences.size(), positions.size(), cells.size(), prefix.size(), path.shape(0)})
@@ -317,7 +384,15 @@ public:
     const auto layers = static_cast<size_t>(model_.moe_layers), count = static_cast<size_t>(model_.experts);
     if (pool && (pool->shape(0) != layers || pool->shape(1) != count))
       throw std::invalid_argument("the pool does not have the model's layers and experts");
+    require(!values || (values->shape(0) == 2 && values->shape(1) == kPlanes && values->shape(2) == layers &&
+                        values->shape(3) == count),
+            "values must be of [2, planes, layers, experts]");
+    require(!expected || (expected->shape(0) == layers && expected->shape(1) == count),
+            "expected must be of [layers, experts]");
     PassInput in;
+    in.values = values ? values->data() : nullptr;
+    in.fresh = values ? values->data() + kPlanes * layers * count : nullptr;
+    in.expected = expected ? expected->data() : nullptr;
     in.rows = static_cast<int>(rows);
     in.wanted_count = static_cast<int>(wanted.size());
     in.path_width = static_cast<int>(path.shape(1));
@@ -355,15 +430,16 @@ public:
       }
       workspace_->run(in, out, threads);
     }
-    nb::object damage = nb::none();
-    if (out.damaged_expert >= 0)
-      damage = nb::make_tuple(out.damaged_msb ? "msb" : "lsb", out.damaged_layer, out.damaged_expert);
-    return nb::make_tuple(logits, best_tokens, best_logits, log_total, experts, read, out.finite, damage);
+    nb::object fault = nb::none();
+    if (out.fault.plane >= 0)
+      fault = nb::make_tuple(out.fault.plane ? "lsb" : "msb", out.fault.layer, out.fault.expert, out.fault.error,
+                             out.fault_rows);
+    return nb::make_tuple(logits, best_tokens, best_logits, log_total, experts, read, out.finite, fault);
   }
 
   nb::dict phase_seconds() const {
     static constexpr const char *names[] = {"embed", "norm",  "qkv",     "rope", "attend",
-                                            "out",   "route", "gate_up", "down", "head"};
+                                            "out",   "route", "gate_up", "down", "fetch", "head"};
     nb::dict seconds;
     for (size_t i = 0; i < static_cast<size_t>(Phase::count); ++i)
       seconds[names[i]] = workspace_ ? workspace_->seconds[i] : 0.0;
@@ -389,6 +465,11 @@ private:
     BoundModel &model_;
   };
 
+  ExpertStore &store() {
+    if (!model_.store)
+      throw std::invalid_argument("the model has no store");
+    return *model_.store;
+  }
   static bool fits(const BoundMatrix &m, int outputs, int inputs) {
     return m.matrix.outputs == outputs && m.matrix.inputs == inputs && !m.matrix.mxfp4;
   }
@@ -415,6 +496,7 @@ private:
   }
 
   Model model_;
+  std::vector<int64_t> msb_offsets_, lsb_offsets_; // of all experts, for the store
   std::vector<nb::object> arrays_; // what the pointers of model_ point into
   std::unique_ptr<Workspace> workspace_;
   ThreadPool *pool_ = nullptr;    // that workspace_ was made for

@@ -1,5 +1,6 @@
 // The routing and expert phases of a pass.
 #include <algorithm>
+#include <atomic>
 #include <limits>
 
 #include "crc32.h"
@@ -8,7 +9,7 @@
 
 namespace elmoe {
 
-// Scores, choices, and the rows of every expert. False: an expert's record is damaged, the pass is void.
+// Scores, choices, and the rows of every expert. False: a record cannot be had, the pass is void.
 bool Workspace::route(const Feedforward &ffn, int t) {
   if (ffn.experts > 0) {
     const int first = ffn.experts * t / threads_, last = ffn.experts * (t + 1) / threads_, D = model_.hidden;
@@ -38,9 +39,8 @@ bool Workspace::route(const Feedforward &ffn, int t) {
       group(ffn);
     });
   }
-  own_[static_cast<size_t>(t)].packed_expert = -1;
   lap(Phase::route, t);
-  return unchecked_.empty() || check_experts(ffn, t);
+  return !damaged_;
 }
 
 // The experts of one row, ties to the lower number: the model's own for the record, those of the pool for use.
@@ -140,7 +140,7 @@ void Workspace::group(const Feedforward &ffn) {
   active_.clear();
   unchecked_.clear();
   int next = 0;
-  const bool both = in_->bits.kind != WeightBits::msb;
+  const bool both = in_->bits.kind != WeightBits::msb, mapped = !model_.store;
   for (int e = 0; e < matrices; ++e) {
     const auto at = static_cast<size_t>(e);
     const int count = counts_[at];
@@ -151,9 +151,9 @@ void Workspace::group(const Feedforward &ffn) {
     next += count;
     if (e < ffn.experts) {
       out_->read[static_cast<size_t>(ffn.moe_layer * model_.experts + e)] = 1;
-      if (!ffn.msb_seen[at])
+      if (mapped && !ffn.msb_seen[at])
         unchecked_.push_back({e, 0});
-      if (both && !ffn.lsb_seen[at])
+      if (mapped && both && !ffn.lsb_seen[at])
         unchecked_.push_back({e, 1});
     }
   }
@@ -163,10 +163,40 @@ void Workspace::group(const Feedforward &ffn) {
     slots_[at] = slot;
     slot_rows_[static_cast<size_t>(slot)] = i / used_;
   }
+  last_wave_ = true;
+  if (!mapped && ffn.experts > 0)
+    begin_waves(ffn);
+  else
+    fill_wave(ffn);
+}
+
+// The queue gets the checks of records that are new, else the products.
+void Workspace::fill_wave(const Feedforward &ffn) {
   if (unchecked_.empty())
     fill_experts(ffn.gate_up, kGateBlocks);
   else
     queue_.fill(static_cast<int>(unchecked_.size()));
+}
+
+// All experts of a layer, wave by wave.
+bool Workspace::experts(const Feedforward &ffn, int t) {
+  for (;;) {
+    own_[static_cast<size_t>(t)].packed_expert = -1;
+    if (!unchecked_.empty() && !check_experts(ffn, t))
+      return false;
+    const bool last = last_wave_;
+    gate_up(ffn, t);
+    barrier_.wait([&] { fill_experts(ffn.down, 1); });
+    lap(Phase::gate_up, t);
+    down(ffn, t);
+    lap(Phase::down, t);
+    barrier_.wait([&] { end_wave(ffn); });
+    lap(model_.store ? Phase::fetch : Phase::down, t);
+    if (damaged_)
+      return false;
+    if (last)
+      return true;
+  }
 }
 
 // Fills the queue with units of all active experts' matrices; the last one may be of another shape (shared experts).
@@ -188,27 +218,42 @@ Workspace::ExpertTask Workspace::expert_task(const std::vector<Matrix> &matrices
   return {a, matrix, block, std::min(unit, matrix.blocks() - block)};
 }
 
-// CRC of the records that are read for the first time.
+// CRC of the records that are read for the first time, or that were just fetched.
 bool Workspace::check_experts(const Feedforward &ffn, int t) {
+  ExpertStore *store = model_.store.get();
   queue_.drain(t, [&](int task) {
     const auto [expert, plane] = unchecked_[static_cast<size_t>(task)];
     const auto at = static_cast<size_t>(expert);
     const Matrix &up = ffn.gate_up[at], &down = ffn.down[at];
     const uint8_t *data = plane ? up.lsb : up.msb;
     const size_t bytes = plane ? up.lsb_bytes() + down.lsb_bytes() : up.msb_bytes() + down.msb_bytes();
-    if (crc32(data, bytes) == (plane ? ffn.lsb_crc : ffn.msb_crc)[at]) {
+    const uint32_t wanted =
+        store ? store->crc(plane, ffn.moe_layer, expert) : (plane ? ffn.lsb_crc : ffn.msb_crc)[at];
+    if (crc32(data, bytes) != wanted) {
+      if (!damaged_.exchange(true))
+        note_fault(ffn, {plane, ffn.moe_layer, expert, kBadChecksum});
+    } else if (store) {
+      store->set_checked(plane, ffn.moe_layer, expert);
+    } else {
       (plane ? ffn.lsb_seen : ffn.msb_seen)[at] = 1;
-    } else if (!damaged_.exchange(true)) {
-      out_->damaged_layer = ffn.moe_layer;
-      out_->damaged_expert = expert;
-      out_->damaged_msb = plane == 0;
     }
   });
   barrier_.wait([&] {
+    unchecked_.clear();
     if (!damaged_)
-      group(ffn);
+      fill_wave(ffn);
   });
   return !damaged_;
+}
+
+void Workspace::note_fault(const Feedforward &ffn, const StoreFault &fault) {
+  damaged_ = true;
+  out_->fault = fault;
+  for (int r = 0; r < in_->rows; ++r) {
+    const int32_t *used = &chosen_[static_cast<size_t>(r * used_)];
+    if (fault.layer != ffn.moe_layer || std::find(used, used + used_, fault.expert) != used + used_)
+      out_->fault_rows.push_back(r); // a record read ahead for another layer: nobody knows who would need it
+  }
 }
 
 void Workspace::gate_up(const Feedforward &ffn, int t) {

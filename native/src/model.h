@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "expert_store.h"
 #include "kernels.h"
 #include "memory.h"
 
@@ -136,6 +137,7 @@ struct Model {
   std::deque<std::vector<float>> padded_norms; // of heads that are no multiple of 16
   const Kernels *kernels = nullptr;
   std::unordered_map<int, std::unique_ptr<KvCache>> sequences;
+  std::unique_ptr<ExpertStore> store; // of the experts' records; null: all of them are in memory
 };
 
 } // namespace elmoe

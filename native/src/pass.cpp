@@ -22,7 +22,9 @@ PackedRows Packed::chunk(int first) const {
 
 Workspace::Workspace(Model &model, int threads)
     : model_(model), k_(*model.kernels), max_rows_(model.kernels->max_rows), queue_(threads),
-      own_(static_cast<size_t>(threads)) {}
+      own_(static_cast<size_t>(threads)) {
+  guesses_right_.fill(1);
+}
 
 void Workspace::lap(Phase phase, int t) {
   if (t != 0)
@@ -61,7 +63,21 @@ void Workspace::run(const PassInput &in, PassOutput &out, ThreadPool &pool) {
   finite_ = true;
   damaged_ = false;
   pending_ = false;
+  ExpertStore *store = model_.store.get();
+  if (store) {
+    store->begin_pass(in.values, in.fresh);
+    ranked_.clear();
+    for (const Layer &layer : model_.layers)
+      if (layer.ffn.experts > 0) {
+        expect_listed(layer.ffn);
+        break;
+      }
+  }
   run_on_threads(pool);
+  if (store && damaged_)
+    store->abort(out.fault);
+  else if (store)
+    store->end_pass();
   out.finite = finite_;
 }
 
@@ -69,7 +85,7 @@ void Workspace::run(const PassInput &in, PassOutput &out, ThreadPool &pool) {
 // thread alone. Results do not depend on it.
 void Workspace::run_on_threads(ThreadPool &pool) {
   threads_ = alone_left_ > 0 ? 1 : pool.size();
-  barrier_.begin(threads_);
+  barrier_.begin(threads_, model_.store && !in_->pool);
   queue_.begin(threads_);
   if (threads_ == 1) {
     alone_left_ = std::max(0, alone_left_ - 1);
@@ -138,6 +154,11 @@ void Workspace::check(const PassInput &in) const {
     if (std::count(of_layer, of_layer + model_.experts, 0) > model_.experts - in.experts_per_tok)
       throw std::invalid_argument("the pool of layer " + std::to_string(l) + " has fewer experts than a token uses");
   }
+  for (size_t i = 0; in.pool && model_.store && i < static_cast<size_t>(model_.moe_layers * model_.experts); ++i)
+    if (const int at = static_cast<int>(i); in.pool[i] && !model_.store->kept(0, at / model_.experts, at % model_.experts))
+      throw std::invalid_argument("the pool has an expert that is not in fast memory");
+  if (model_.store && (!in.values || !in.fresh))
+    throw std::invalid_argument("a pass over a model with a store needs values");
   if (in.best < 0 || in.best > model_.vocab)
     throw std::invalid_argument("best logits beyond the vocabulary");
 }
@@ -198,7 +219,9 @@ void Workspace::grow() {
   weights_.grow(slots);
   slot_rows_.grow(slots);
   counts_.resize(static_cast<size_t>(experts) + 1);
-  active_.reserve(static_cast<size_t>(experts));
+  active_.reserve(static_cast<size_t>(experts) + 1);
+  if (model_.store)
+    ahead_.grow(width_ + score_stride_);
   unchecked_.reserve(2 * static_cast<size_t>(experts));
   head_chunks_ = (model_.vocab + kHeadChunk - 1) / kHeadChunk;
   const size_t parts = static_cast<size_t>(in_->wanted_count) * static_cast<size_t>(head_chunks_);
@@ -251,15 +274,9 @@ bool Workspace::layer(int index, int t) {
   norm_rows(layer.ffn_norm, !layer.ffn.mxfp4() || layer.ffn.shared, layer.ffn.mxfp4(), t);
   barrier_.wait();
   lap(Phase::norm, t);
-  if (!route(layer.ffn, t))
-    return false;
-  gate_up(layer.ffn, t);
-  barrier_.wait([&] { fill_experts(layer.ffn.down, 1); });
-  lap(Phase::gate_up, t);
-  down(layer.ffn, t);
-  barrier_.wait([&] { pending_ = true; });
-  lap(Phase::down, t);
-  return true;
+  if (t == 0)
+    index_ = index; // read after the next barrier
+  return route(layer.ffn, t) && experts(layer.ffn, t);
 }
 
 void Workspace::fill_units(const Matrix &matrix) {

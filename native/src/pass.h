@@ -20,6 +20,9 @@ struct PassInput {
   WeightBits bits;
   int experts_per_tok = 0; // used per row, at most the model's own
   int best = 0;            // 0: all logits
+  // Of a model with a store: see ExpertStore::begin_pass, and how likely the pass needs an expert (0: unlikely).
+  const float *values = nullptr, *fresh = nullptr; // [planes][moe_layers][experts]
+  const uint8_t *expected = nullptr;               // [moe_layers][experts]; null: not known
 };
 
 struct PassOutput {
@@ -30,12 +33,12 @@ struct PassOutput {
   int16_t *experts = nullptr; // [rows][moe_layers][model.experts_per_tok]
   uint8_t *read = nullptr;    // [moe_layers][experts], zeroed by the caller
   bool finite = true;
-  int damaged_layer = -1, damaged_expert = -1; // MoE layer and expert whose record fails its CRC
-  bool damaged_msb = false;
+  StoreFault fault;             // a record that could not be read or fails its CRC; plane < 0: none
+  std::vector<int> fault_rows;  // rows that needed it
 };
 
 // What a pass spends its time on, in the order of a layer.
-enum class Phase { embed, norm, qkv, rope, attend, out, route, gate_up, down, head, count };
+enum class Phase { embed, norm, qkv, rope, attend, out, route, gate_up, down, fetch, head, count };
 using PhaseSeconds = std::array<double, static_cast<size_t>(Phase::count)>;
 
 // Activations of some rows, in chunks of at most the kernel's rows, each packed by itself.
@@ -104,7 +107,15 @@ private:
   }
   ExpertTask expert_task(const std::vector<Matrix> &matrices, int task) const;
   void group(const Feedforward &ffn);
+  bool experts(const Feedforward &ffn, int t);
   bool check_experts(const Feedforward &ffn, int t);
+  void note_fault(const Feedforward &ffn, const StoreFault &fault);
+  void begin_waves(const Feedforward &ffn);
+  void end_wave(const Feedforward &ffn);
+  void next_wave();
+  void fill_wave(const Feedforward &ffn);
+  void look_ahead();
+  void expect_listed(const Feedforward &ffn);
   void gate_up(const Feedforward &ffn, int t);
   void down(const Feedforward &ffn, int t);
   void head(int t);
@@ -165,12 +176,21 @@ private:
   std::vector<int> counts_;
   std::vector<std::array<int, 2>> unchecked_; // expert, plane
 
+  // A layer's experts are computed in waves, those first that are there.
+  int index_ = 0; // of the running layer
+  std::vector<Active> all_active_;
+  std::vector<int> wave_, candidates_; // experts
+  std::vector<std::pair<int, int>> ranked_; // the next layer's experts as guessed: rank in their row, expert
+  std::array<float, kMostExpertsPerTok> guesses_right_; // share of guesses of a rank that were right
+  Scratch<float> ahead_; // a row as the next layer's router might see it, and its scores
+  bool last_wave_ = true;
+
   // partial results of the head: [wanted][chunks]
   int head_chunks_ = 0;
   size_t part_best_ = 0;
   Scratch<float> part_scores_, part_max_, part_sum_;
   Scratch<int32_t> part_tokens_;
-  std::atomic<bool> finite_{true}, damaged_{false};
+  std::atomic<bool> finite_{true}, damaged_{false}; // damaged_: out_->fault is set
 
   std::vector<OfThread> own_;
   double last_lap_ = 0;

@@ -28,6 +28,8 @@ constexpr int kMaxThreads = 512;
 constexpr int kSpinsBeforeYield = 1500;
 // An uneven share of work makes a thread wait, but not as long as this (about 10 microseconds) most of the time.
 constexpr int kSpinsBeforeStall = 300;
+// Where the disk is waited for, too: about 30 microseconds, less than a read takes.
+constexpr int kSpinsBeforeSleep = 1000;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -100,6 +102,16 @@ void Barrier::spin_until_changed(uint32_t generation) {
   }
   const std::chrono::nanoseconds waited = std::chrono::steady_clock::now() - start;
   stalled_ns_.fetch_add(waited.count(), std::memory_order_relaxed);
+}
+
+void Barrier::sleep_until_changed(uint32_t generation) {
+  for (int spins = 0; spins < kSpinsBeforeSleep; ++spins) {
+    if (generation_.load(std::memory_order_acquire) != generation)
+      return;
+    relax();
+  }
+  while (generation_.load(std::memory_order_acquire) == generation)
+    generation_.wait(generation, std::memory_order_acquire);
 }
 
 void WorkQueue::fill(int tasks) {

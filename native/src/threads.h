@@ -17,9 +17,11 @@ int default_threads();
 // Where all threads of a pass meet.
 class Barrier {
 public:
-  // Before a pass: how many take part. Forgets the stalls.
-  void begin(int threads) {
+  // Before a pass: how many take part, and whether those that wait sleep soon: then the disk is waited for, too, and
+  // the kernel needs the CPU. Forgets the stalls.
+  void begin(int threads, bool sleepy) {
     threads_ = threads;
+    sleepy_ = sleepy;
     stalled_ns_.store(0, std::memory_order_relaxed);
   }
   void wait() {
@@ -36,6 +38,10 @@ public:
       arrived_.store(0, std::memory_order_relaxed);
       completion();
       generation_.store(generation + 1, std::memory_order_release);
+      if (sleepy_)
+        generation_.notify_all();
+    } else if (sleepy_) {
+      sleep_until_changed(generation);
     } else {
       spin_until_changed(generation);
     }
@@ -46,10 +52,12 @@ public:
 
 private:
   void spin_until_changed(uint32_t generation);
+  void sleep_until_changed(uint32_t generation);
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> generation_{0};
   std::atomic<int64_t> stalled_ns_{0};
   int threads_ = 1;
+  bool sleepy_ = false;
 };
 
 // Tasks 0..n-1, dealt out in contiguous runs so that each thread streams its own weights in order; a thread that has

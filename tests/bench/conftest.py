@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,14 +16,17 @@ from elmoe.checkpoint.folder import Checkpoint
 
 
 @pytest.fixture(scope="session")
-def random_checkpoint() -> ModuleType:
+def bench_script() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a script of bench/ by its name, as its neighbours do."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    yield importlib.import_module
+    sys.path.remove(str(SCRIPT.parent))
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(bench_script: Callable[[str], ModuleType]) -> ModuleType:
     """`bench/random_checkpoint.py`."""
-    spec = importlib.util.spec_from_file_location("random_checkpoint", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return bench_script("random_checkpoint")
 
 
 @pytest.fixture(scope="session")

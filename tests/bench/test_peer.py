@@ -61,7 +61,9 @@ def test_what_goes_wrong_inside_is_told_and_the_peer_goes_on(small, gguf_file, f
             peer.prefill([1])
         with pytest.raises(ElmoeError, match=r"llama.cpp cannot load .*missing.gguf"):
             peer.load(tmp_path / "missing.gguf", 2, 3, 44)
-        peer.load(gguf_file, 2, 1, 256)
+        with pytest.raises(ElmoeError, match=r"this llama\.cpp has no model option wings"):
+            peer.load(gguf_file, 2, 1, 256, {"wings": 2})
+        peer.load(gguf_file, 2, 1, 256, {"load_mode": 1})
         with pytest.raises(ElmoeError, match="llama_decode failed with code 1"):
             peer.decode(Decoding([[1] * 256], [[1]]))
         with pytest.raises(ElmoeError, match="unknown op 'sing'"):

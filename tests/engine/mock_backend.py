@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elmoe.backend.protocol import BestLogits, DraftQuality, ForwardResult, Rows
+from elmoe.backend.tiers import Keep
 from elmoe.backend.traffic import count_traffic
 from elmoe.engine.engine import Engine, EngineOptions
 from elmoe.engine.sampler import Sampling, selection_scores
@@ -86,6 +87,7 @@ class MockBackend:
             vocab=self.vocab, max_context=self.max_context, tied_head=True,
         )  # fmt: skip
         count = self.layers * self.experts
+        self.tiers = None
         self.footprint = Footprint(
             dense=1000, dense_msb=600, experts_msb=60 * count, experts_lsb=40 * count, scales=0, kv_per_token=10,
             windows=(),
@@ -140,7 +142,9 @@ class MockBackend:
             getattr(new, name)[:cells] = getattr(old, name)[:cells]
         new.used = max(new.used, cells)
 
-    def forward(self, rows: Rows, pool: Array | None = None, draft: DraftQuality | None = None) -> ForwardResult:
+    def forward(
+        self, rows: Rows, pool: Array | None = None, draft: DraftQuality | None = None, keep: Keep | None = None
+    ) -> ForwardResult:
         """Refuses: sequences whose rows are apart, a cell written twice or outside the cache, a row that does not see
         itself last, a context with a hole or in another order than its positions, a target row that sees anything but
         target quality, a path through cells of another pass or tree, and a pool too small or over the budget.

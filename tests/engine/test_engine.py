@@ -253,9 +253,9 @@ def test_measured_costs_decide_and_leave_the_text_as_it_is(monkeypatch):
     monkeypatch.setattr("elmoe.engine.cost_model.time.perf_counter", lambda: now[0])
     compute = backend.forward
 
-    def timed(rows, pool, draft):
+    def timed(rows, pool, draft, keep):
         now[0] += (0.2 if draft else 1.0) * max(1, rows.count / 9)
-        return compute(rows, pool, draft)
+        return compute(rows, pool, draft, keep)
 
     monkeypatch.setattr(backend, "forward", timed)
     engine = engine_over(backend, speculation=Speculation(Mode.AUTO, width=2, depth=4, verify=8))

@@ -129,7 +129,7 @@ def test_the_writer_counts_as_the_file_does(make_record: Any, tmp_path: Path, sh
 
 def test_the_docstring_describes_the_columns(write_trace: Any, make_record: Any) -> None:
     assert parquet.__doc__ is not None
-    row = re.compile(r"^(\w+) +(?:int\d+|string|list<\w+>|binary|double)", flags=re.MULTILINE)
+    row = re.compile(r"^\| `(\w+)` \| `(?:int\d+|string|list<\w+>|binary|double)", flags=re.MULTILINE)
     documented = row.findall(parquet.__doc__)
     assert documented == list(COLUMNS)
     assert pq.read_schema(write_trace([make_record()])).names == documented

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from elmoe.backend.tiers import Keep, Tiers
 from elmoe.errors import ConfigError
 from elmoe.models.footprint import Footprint
 from elmoe.models.shape import ModelShape
@@ -31,7 +32,9 @@ class DraftQuality:
     """
 
     bits: int = STORED_DRAFT_BITS
+    """Of every weight that the draft reads: 2 to 7, or 8 for the expert axis alone."""
     treatment: Treatment = Treatment.AUGMENT
+    """How a value is made of these bits; others than augmentation on the reference backend only."""
     experts_per_tok: int | None = None
     """At most the model's own; None means the model's own."""
 
@@ -126,6 +129,10 @@ class Backend(Protocol):
     shape: ModelShape
     footprint: Footprint
 
+    @property
+    def tiers(self) -> Tiers | None:
+        """None: all weights are in memory, and tiers are an account only."""
+
     def allocate(self, sequence: int, cells: int) -> None:
         """Give `sequence` a KV cache of `cells` cells; replaces one that it had."""
 
@@ -138,10 +145,12 @@ class Backend(Protocol):
     def copy(self, source: int, destination: int, cells: int) -> None:
         """Copy the first `cells` KV cells of one sequence to those of another."""
 
-    def forward(self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None) -> ForwardResult:
+    def forward(
+        self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None, keep: Keep | None = None
+    ) -> ForwardResult:
         """Run the model over `rows`.
 
         pool: bool [L, E], the experts whose MSB planes are in the fast tier; None means all. With `draft`, routing
         is restricted to it; without, it only decides which tier the bytes are counted on. draft: None computes
-        the target.
+        the target. keep: what the pass should leave in the fast tier, for a backend with tiers. Raises ExpertReadError.
         """

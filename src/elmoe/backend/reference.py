@@ -18,6 +18,7 @@ from elmoe.backend.decoded import TARGET, Activations, gate_and_up
 from elmoe.backend.protocol import BestLogits, Bool, DraftQuality, ForwardResult, Int32, Rows
 from elmoe.backend.reference_attention import AttentionLayers
 from elmoe.backend.routing import best, choose, in_order
+from elmoe.backend.tiers import Keep, Tiers
 from elmoe.backend.traffic import count_traffic
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.errors import CheckpointError
@@ -33,9 +34,13 @@ class ReferenceBackend(AttentionLayers):
         super().__init__(checkpoint, activations)
         self.shape = checkpoint.shape
         self.footprint = footprint(checkpoint.shape, checkpoint.program)
+        self.tiers: Tiers | None = None
 
-    def forward(self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None) -> ForwardResult:
+    def forward(
+        self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None, keep: Keep | None = None
+    ) -> ForwardResult:
         """Run the model over `rows`; see `Backend.forward`."""
+        del keep  # all weights are in memory
         quality = draft or TARGET
         # A lookup reads one row, not the matrix: the draft uses the same embedding as the target.
         x = self._embed(rows.tokens)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elmoe.backend.protocol import Bool, DraftQuality, Int32, Rows, Traffic
+from elmoe.backend.tiers import TierCounters
 from elmoe.models.footprint import Footprint
 from elmoe.quant.bitnested import STORED_DRAFT_BITS
 
@@ -32,6 +33,19 @@ def count_traffic(sizes: Footprint, rows: Rows, read: Bool, pool: Bool | None, d
     for window, per_token in sizes.windows:
         kv_bytes -= _cells_behind(rows, window) * per_token
     return Traffic(fast_bytes=fast, slow_bytes=slow, kv_bytes=kv_bytes)
+
+
+def tiered_traffic(
+    sizes: Footprint, kv_bytes: int, draft: DraftQuality | None, before: TierCounters, after: TierCounters
+) -> Traffic:
+    """The same of a pass whose bytes really moved, from the counters before and after it.
+
+    The slow tier's are those that were read: whole blocks of the file, those read ahead in vain included.
+    """
+    msb, lsb = after.msb_hits - before.msb_hits, after.lsb_hits - before.lsb_hits
+    dense = sizes.dense if draft is None else sizes.dense_msb
+    fast = dense + msb * sizes.expert_msb + lsb * sizes.expert_lsb
+    return Traffic(fast_bytes=fast, slow_bytes=after.bytes_read - before.bytes_read, kv_bytes=kv_bytes)
 
 
 def _cells_seen(rows: Rows) -> int:

@@ -1,6 +1,6 @@
 """How fast this machine reads a file around the page cache right now: what streaming from the slow tier is measured by.
 
-Requests of one size at random aligned offsets, some at a time, each by a thread of its own into page-aligned memory
+Requests of one size at random aligned offsets, some at a time, each by a thread of its own into huge pages
 (``preadv`` on a descriptor opened with O_DIRECT; Python releases the lock meanwhile). The rate varies over minutes on a
 shared machine, so it is probed in short rounds, in turn with what is measured.
 
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from elmoe.errors import ConfigError, ElmoeError, StorageError
 
@@ -30,6 +31,7 @@ REQUEST_BYTES = tuple(1 << bits for bits in (16, 18, 20, 22, 24))
 """64 KiB to 16 MiB."""
 DEPTHS = (1, 4, 16)
 ROUND_SECONDS, ROUNDS = 0.5, 3
+HUGE_PAGE_BYTES = 2 << 20
 IN_MEMORY = ("tmpfs", "ramfs")
 """File systems that take O_DIRECT (Linux 6.6 and later) though there is no device to read from."""
 START_SECONDS = 10
@@ -100,20 +102,30 @@ class _Reader:
 
     def run(self, gate: threading.Barrier) -> None:
         """Read until the time is over; the last read, which goes beyond it, counts with its time."""
-        with mmap.mmap(-1, self._request_bytes) as memory:
-            memory[::ALIGNMENT_BYTES] = bytes(self._request_bytes // ALIGNMENT_BYTES)  # pages are there from now on
-            gate.wait(START_SECONDS)
-            done, started = 0, time.perf_counter()
-            try:
-                while (elapsed := time.perf_counter() - started) < self._seconds:
-                    offset = int(self._rng.integers(self._places)) * self._request_bytes
-                    if os.preadv(self._descriptor, [memory], offset) < self._request_bytes:
-                        raise OSError(errno.EIO, "short read")
-                    done += self._request_bytes
-            except OSError as error:
-                self.error = error
-                return
-            self.rate = done / elapsed
+        memory = _huge_pages(self._request_bytes)
+        gate.wait(START_SECONDS)
+        done, started = 0, time.perf_counter()
+        try:
+            while (elapsed := time.perf_counter() - started) < self._seconds:
+                offset = int(self._rng.integers(self._places)) * self._request_bytes
+                if os.preadv(self._descriptor, [memory], offset) < self._request_bytes:
+                    raise OSError(errno.EIO, "short read")
+                done += self._request_bytes
+        except OSError as error:
+            self.error = error
+            return
+        self.rate = done / elapsed
+
+
+def _huge_pages(size_bytes: int) -> npt.NDArray[np.uint8]:
+    """Touched memory, in huge pages where it is large enough: a request is a few pieces then, and not one per 4 KiB."""
+    whole = mmap.mmap(-1, size_bytes + 2 * HUGE_PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    whole.madvise(mmap.MADV_HUGEPAGE)
+    pages = np.frombuffer(whole, dtype=np.uint8)
+    start = -pages.ctypes.data % HUGE_PAGE_BYTES
+    memory = pages[start : start + -(-size_bytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES]
+    memory[:] = 0
+    return memory[:size_bytes]
 
 
 @contextmanager

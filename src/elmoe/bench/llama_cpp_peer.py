@@ -3,8 +3,9 @@
 Run as a script, by its path, with any interpreter that has llama-cpp-python: it imports nothing of elmoe. One request
 a line on standard input, one answer a line on standard output; llama.cpp's own messages go to standard error.
 
-    {"op": "load", "model": PATH, "threads": N, "sequences": S, "cells": C}
-                                            S sequences of at most C tokens -> version, system, threads, bytes
+    {"op": "load", "model": PATH, "threads": N, "sequences": S, "cells": C, "options": {FIELD: NUMBER}}
+                                            S sequences of at most C tokens; fields of llama_model_params other than
+                                            llama.cpp's defaults -> version, system, threads, bytes
     {"op": "decode", "contexts": [[id]], "steps": [[id]]}
                                             contexts [B][C], then steps [N][B], one llama_decode each -> seconds [N]
     {"op": "prefill", "tokens": [id]}       one prompt, logits of its last token wanted -> seconds
@@ -33,13 +34,17 @@ Item = tuple[int, int, int, bool]
 
 
 class Model:
-    """A loaded model and its context: llama.cpp's low-level API and own defaults, but for sizes and threads."""
+    """A loaded model and its context: llama.cpp's low-level API and own defaults, but for sizes, threads, `options`."""
 
-    def __init__(self, api: Any, path: str, threads: int, sequences: int, cells: int) -> None:
+    def __init__(self, api: Any, path: str, threads: int, sequences: int, cells: int, options: dict[str, int]) -> None:
         self.api = api
         api.llama_backend_init()
         model_parameters = api.llama_model_default_params()
         model_parameters.n_gpu_layers = 0
+        for name, value in options.items():
+            if not hasattr(model_parameters, name):
+                raise RuntimeError(f"this llama.cpp has no model option {name}")
+            setattr(model_parameters, name, value)
         self.model = api.llama_model_load_from_file(path.encode(), model_parameters)
         if not self.model:
             raise RuntimeError(f"llama.cpp cannot load {path}")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -66,9 +66,15 @@ class Peer:
             self.close()
             raise
 
-    def load(self, model: Path, threads: int, sequences: int, cells: int) -> None:
-        """Load a GGUF file, with room for `sequences` of `cells` tokens."""
-        found = self._ask(op="load", model=str(model), threads=threads, sequences=sequences, cells=cells)
+    def load(
+        self, model: Path, threads: int, sequences: int, cells: int, options: Mapping[str, int] | None = None
+    ) -> None:
+        """Load a GGUF file, with room for `sequences` of `cells` tokens.
+
+        options: fields of ``llama_model_params`` that are not to have llama.cpp's default.
+        """
+        sizes = {"threads": threads, "sequences": sequences, "cells": cells}
+        found = self._ask(op="load", model=str(model), **sizes, options=dict(options or {}))
         self.description |= {name: found[name] for name in found if not name.startswith("idle")}
 
     def decode(self, work: Decoding) -> list[float]:
@@ -82,6 +88,11 @@ class Peer:
     def logits(self, prompt: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """[V] of the prompt's last token."""
         return np.array(self._ask(op="logits", tokens=list(prompt))["logits"], dtype=np.float32)
+
+    @property
+    def process(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     @property
     def idle_cpu(self) -> dict[str, float]:

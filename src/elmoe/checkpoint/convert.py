@@ -27,7 +27,7 @@ from typing import Any
 from elmoe.checkpoint.folder import sha256_of
 from elmoe.checkpoint.gguf_file import GgufFile, gguf_model
 from elmoe.checkpoint.layout import Extent, Layout, layout_of
-from elmoe.checkpoint.manifest import FORMAT, MANIFEST_FILE, VERSION, describe, to_bytes
+from elmoe.checkpoint.manifest import FORMAT, MANIFEST_FILE, VERSION, Crcs, describe, to_bytes
 from elmoe.checkpoint.partial_folder import partial_folder, refuse_existing, sync
 from elmoe.checkpoint.safetensors_folder import SafetensorsFolder
 from elmoe.checkpoint.sources import MatrixSource, ModelSources, check_sources, model_sources
@@ -109,19 +109,9 @@ def convert(source: Path, destination: Path, progress: Progress | None = None) -
             (made / name).write_bytes(text)
             sync(made / name)
         with PieceWriter(made, layout) as writer:
-            _write_vectors(writer, sources, weights, layout, meter)
-            _write_matrices(writer, sources, weights, layout, meter)
-        values = {
-            "format": FORMAT,
-            "version": VERSION,
-            "elmoe_version": version("elmoe"),
-            "source": origin,
-            "files": layout.file_bytes | {name: len(text) for name, text in texts.items()},
-            "copied": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()},
-            **describe(program, layout, writer.crcs),
-        }
-        (made / MANIFEST_FILE).write_bytes(to_bytes(values))
-        sync(made / MANIFEST_FILE)
+            write_dense(writer, sources, weights, layout, meter.add)
+            write_experts(writer, sources, weights, layout, meter.add)
+        write_manifest(made, origin, program, texts, writer.crcs)
     size_bytes = sum(entry.stat().st_size for entry in destination.iterdir())
     return ConversionReport(checked.tensors, size_bytes, time.perf_counter() - started, origin["sha256"], weights.notes)
 
@@ -218,31 +208,59 @@ def _source_fields(source: Path, paths: tuple[Path, ...], meter: _Meter) -> dict
     }
 
 
-def _write_vectors(
-    writer: PieceWriter, sources: ModelSources, weights: WeightSource, layout: Layout, meter: _Meter
+def write_dense(
+    writer: PieceWriter, sources: ModelSources, weights: WeightSource, layout: Layout, add: Callable[[int], None]
 ) -> None:
+    """All vectors and dense matrices; `add` gets the source bytes of each piece."""
     for vector in sources.vectors:
         writer.append(layout.vectors[vector.name], vector.read(weights).astype("<f4"))
-        meter.add(vector.source_bytes(weights))
+        add(vector.source_bytes(weights))
+    _write_blocks(writer, weights, _dense_blocks(sources, layout), add)
 
 
-def _write_matrices(
-    writer: PieceWriter, sources: ModelSources, weights: WeightSource, layout: Layout, meter: _Meter
+def write_experts(
+    writer: PieceWriter, sources: ModelSources, weights: WeightSource, layout: Layout, add: Callable[[int], None]
+) -> None:
+    """The records of all experts; `add` gets the source bytes of each piece."""
+    _write_blocks(writer, weights, _expert_blocks(sources, layout), add)
+
+
+def write_manifest(folder: Path, origin: dict[str, Any], program: Program, texts: dict[str, bytes], crcs: Crcs) -> None:
+    """``manifest.json`` of a folder that holds everything else; `origin` is its ``source`` field."""
+    layout = layout_of(program)
+    values = {
+        "format": FORMAT,
+        "version": VERSION,
+        "elmoe_version": version("elmoe"),
+        "source": origin,
+        "files": layout.file_bytes | {name: len(text) for name, text in texts.items()},
+        "copied": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()},
+        **describe(program, layout, crcs),
+    }
+    (folder / MANIFEST_FILE).write_bytes(to_bytes(values))
+    sync(folder / MANIFEST_FILE)
+
+
+def _write_blocks(
+    writer: PieceWriter, weights: WeightSource, blocks: Iterator[_Block], add: Callable[[int], None]
 ) -> None:
     def tiles(block: _Block) -> tuple[UInt8, UInt8]:
         return block.matrix.planes(weights, block.first, block.last)
 
-    for block, (msb, lsb) in _in_order(tiles, _blocks(sources, layout)):
+    for block, (msb, lsb) in _in_order(tiles, blocks):
         writer.append(block.msb, msb)
         writer.append(block.lsb, lsb)
-        meter.add(block.matrix.source_bytes(weights, block.first, block.last))
+        add(block.matrix.source_bytes(weights, block.first, block.last))
 
 
-def _blocks(sources: ModelSources, layout: Layout) -> Iterator[_Block]:
-    """All blocks of rows in the order in which they are written."""
+def _dense_blocks(sources: ModelSources, layout: Layout) -> Iterator[_Block]:
+    """Blocks of rows of dense matrices in the order in which they are written."""
     for matrix in sources.linears:
         for first, last in matrix.blocks():
             yield _Block(matrix, first, last, *layout.linears[matrix.linear.name])
+
+
+def _expert_blocks(sources: ModelSources, layout: Layout) -> Iterator[_Block]:
     for layer, expert in layout.experts:
         msb, lsb = layout.experts.extent("msb", layer, expert), layout.experts.extent("lsb", layer, expert)
         for matrix in sources.experts[layer][expert]:

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from elmoe.checkpoint.direct import read_whole
 from elmoe.checkpoint.json_file import read_json_object
-from elmoe.checkpoint.layout import Extent, Layout, Plane, expert_title, layout_of
+from elmoe.checkpoint.layout import DENSE_FILE, Extent, Layout, Plane, expert_title, layout_of
 from elmoe.checkpoint.manifest import AGAIN, MANIFEST_FILE, Crcs, check_fit, read_manifest
 from elmoe.checkpoint.supported import supported_model
 from elmoe.errors import CheckpointError, StorageError
@@ -100,6 +101,10 @@ class Checkpoint:
     def mapped(self, file: str) -> UInt8:
         """A whole file, flat uint8, unchecked: for readers that check each extent against `crcs` themselves."""
         return self._maps[file]
+
+    def load_dense(self) -> None:
+        """Read everything but the experts into memory of its own, around the page cache. Raises StorageError."""
+        self._maps[DENSE_FILE] = read_whole(self.path / DENSE_FILE)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Check every byte that the manifest vouches for; `progress` gets (bytes done, bytes in all).

@@ -24,7 +24,8 @@ from elmoe.engine.elasticity import Teacher
 from elmoe.engine.engine import Engine
 from elmoe.engine.prompt import Prompt
 from elmoe.engine.request import Generation, Output
-from elmoe.errors import ConfigError, PromptError
+from elmoe.engine.tiered_pool import CachePolicy
+from elmoe.errors import ConfigError, ExpertReadError, PromptError
 from elmoe.trace.atomic import atomic_file, storage_errors
 
 
@@ -47,6 +48,7 @@ def run(
     draft_experts: opt.DraftExperts = None,
     pool_fraction: opt.PoolFraction = None,
     fast_bytes: opt.FastBytes = None,
+    cache_policy: opt.CachePolicyOption = CachePolicy.BENEFIT,
     batch: opt.Batch = 16,
     backend: opt.BackendName = "cpu",
     chat: opt.Chat = None,
@@ -59,7 +61,8 @@ def run(
     settings = opt.speculation(mode, width, depth, verify, draft_bits, draft_experts)
     chosen = opt.sampling(temperature, top_p, top_k, min_p, seed)
     generation = Generation(max_tokens=max_tokens, sampling=chosen, ignore_eos=ignore_eos)
-    engine = opt.open_engine(model, opt.engine_options(settings, pool_fraction, fast_bytes, batch, backend))
+    options = opt.engine_options(settings, pool_fraction, fast_bytes, batch, backend, cache_policy)
+    engine = opt.open_engine(model, options)
     asked = as_asked(engine, given, chat, parse_variables(template_var or []))
     outputs = engine.generate(asked, generation)
     answers = [_answer(engine, *each) for each in zip(given, asked, outputs, strict=True)]
@@ -70,6 +73,7 @@ def run(
             for output, parts in zip(outputs, answers, strict=True)
         ]
         emit_json({"outputs": rows, "stats": stats, "seed": chosen.seed, "settings": engine.settings()})
+        _report_failures(outputs)
         return
     for item, output, parts in zip(given, outputs, answers, strict=True):
         if len(given) > 1:
@@ -78,6 +82,14 @@ def run(
             say(f"{parts.reasoning}\n", err, style="dim")
         say(_listed(output.token_ids) if engine.tokenizer is None else parts.answer)
     say(_summary(stats), err)
+    _report_failures(outputs)
+
+
+def _report_failures(outputs: Sequence[Output]) -> None:
+    """The others' texts have been written; raises ExpertReadError for those that could not be finished."""
+    failed = [output.error for output in outputs if output.error is not None]
+    if failed:
+        raise ExpertReadError(f"{len(failed)} of {len(outputs)} prompts could not be finished: {failed[0]}", ())
 
 
 def trace(
@@ -98,6 +110,7 @@ def trace(
     draft_experts: opt.DraftExperts = None,
     pool_fraction: opt.PoolFraction = None,
     fast_bytes: opt.FastBytes = None,
+    cache_policy: opt.CachePolicyOption = CachePolicy.BENEFIT,
     batch: opt.Batch = 16,
     backend: opt.BackendName = "cpu",
     chat: opt.Chat = None,
@@ -113,7 +126,8 @@ def trace(
     generation = Generation(
         max_tokens=max_tokens, sampling=opt.sampling(temperature, 1.0, 0, 0.0, seed), ignore_eos=ignore_eos
     )
-    engine = opt.open_engine(model, opt.engine_options(settings, pool_fraction, fast_bytes, batch, backend))
+    options = opt.engine_options(settings, pool_fraction, fast_bytes, batch, backend, cache_policy)
+    engine = opt.open_engine(model, options)
     with TraceWriter(output, engine.backend.shape, engine.settings(), source=Path(model).name) as writer:
         engine.recorder = writer
         engine.generate(as_asked(engine, given, chat, parse_variables(template_var or [])), generation)

@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
+from elmoe.backend.tiers import TierLayout
 from elmoe.checkpoint.convert import convert as convert_checkpoint
 from elmoe.checkpoint.resolve import read_config, why_not_convertible
 from elmoe.checkpoint.supported import supported_model
 from elmoe.cli.console import Json, Model, emit_json, human_bytes, out, parse_bytes, progress_bar, say, table
+from elmoe.engine.engine import EngineOptions, largest_pass
+from elmoe.engine.fast_tier import FastTier
+from elmoe.engine.tiered_pool import records_per_layer
 from elmoe.errors import ConfigError
-from elmoe.models.footprint import footprint
+from elmoe.models.footprint import activation_bytes, footprint
 from elmoe.models.shape import ModelShape
 
 
@@ -58,10 +62,19 @@ def inspect(
             raise ConfigError(f"{name} must be at least 1, not {value}")
     if context > shape.max_context:
         raise ConfigError(f"context {context} is beyond the model's {shape.max_context}")
-    needed = sizes.fast_bytes_needed(context * batch)
     everything = sizes.total + context * batch * sizes.kv_per_token
     budget = parse_bytes(fast_bytes)
-    slots = shape.experts if budget is None else max(0, sizes.pool_slots(budget, context * batch))
+    tiered = budget is not None and budget < sizes.total  # else all weights are in memory
+    layout = TierLayout.of(sizes) if tiered else None
+    activations = activation_bytes(shape, program, *largest_pass(EngineOptions(max_batch=batch))) if tiered else 0
+    tier = FastTier(sizes, budget, None, layout, activations)
+    needed = tier.bytes_needed(context * batch)
+    whole = slots = shape.experts
+    if layout is not None:
+        segments = tier.pool_size(context * batch)
+        fits = tier.fits(context * batch)
+        whole = min(records_per_layer(sizes, layout, segments, whole=True)) if fits else 0
+        slots = records_per_layer(sizes, layout, segments, whole=False)[0] if fits else 0
     document = {
         "family": shape.family,
         "layers": shape.layers,
@@ -78,6 +91,8 @@ def inspect(
         "fits": budget is None or budget >= needed,
         "fast_bytes": budget,
         "fast_bytes_needed": needed,
+        "activation_bytes": activations,
+        "whole_experts_per_layer": whole,
         "pool_slots_per_layer": slots,
         "pool_fraction": slots / shape.experts,
         "context": context,
@@ -102,16 +117,25 @@ def inspect(
         ("all weights", human_bytes(sizes.total)),
         (f"KV cache, {batch} x {context} tokens", human_bytes(context * batch * sizes.kv_per_token)),
         ("everything", human_bytes(everything)),
-        ("smallest fast tier (dense, KV, one token's experts)", human_bytes(needed)),
+        ("smallest fast tier (dense, activations, KV, one token's experts)", human_bytes(needed)),
     ]
     title = f"{shape.family}: {shape.layers} layers, {shape.experts} experts, {shape.experts_per_tok} per token"
     out.print(table(title, ("part", "bytes"), rows))
     say(f"attention: {_attention(shape)}")
     if budget is not None:
-        verdict = f"holds {slots} of {shape.experts} experts per layer" if budget >= needed else "is too small"
-        say(f"a fast tier of {human_bytes(budget)} {verdict}")
+        say(f"a fast tier of {human_bytes(budget)} {_verdict(budget >= needed, tiered, whole, slots, shape.experts)}")
     if reason is not None:
         say(f"cannot be converted: {reason}")
+
+
+def _verdict(fits: bool, tiered: bool, whole: int, slots: int, experts: int) -> str:
+    """What a budget means."""
+    if not fits:
+        return "is too small"
+    if not tiered:
+        return "holds all weights"
+    one = "1 expert" if whole == 1 else f"{whole} experts"
+    return f"holds {one} of {experts} per layer, or the MSB slices of {slots}; the others are read from disk"
 
 
 def _attention(shape: ModelShape) -> str:

@@ -14,6 +14,7 @@ from elmoe.cli.console import err, parse_bytes, progress_bar, say
 from elmoe.engine.controller import Mode, Speculation
 from elmoe.engine.engine import Engine, EngineOptions
 from elmoe.engine.sampler import Sampling
+from elmoe.engine.tiered_pool import CachePolicy
 
 Texts = Annotated[list[str] | None, typer.Option("-p", "--prompt", help="A prompt; may be repeated.")]
 TokenLists = Annotated[
@@ -36,7 +37,15 @@ Verify = Annotated[int | None, typer.Option(help="Draft tokens verified per step
 DraftBits = Annotated[int, typer.Option(help="Weight bits of the draft, 2 to 7; 8 for the expert axis alone.")]
 DraftExperts = Annotated[int | None, typer.Option(help="Experts per token in the draft. Default: the model's own.")]
 PoolFraction = Annotated[float | None, typer.Option(help="Share of experts in the fast tier. Default 0.5.")]
-FastBytes = Annotated[str | None, typer.Option(help="Budget of the fast tier instead, for example 8GiB.")]
+FastBytes = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory for the model, for example 8GiB; what does not fit stays on disk. Default: what is free."
+    ),
+]
+CachePolicyOption = Annotated[
+    CachePolicy, typer.Option("--cache-policy", help="Which experts stay in memory where not all fit.")
+]
 Batch = Annotated[int, typer.Option(help="Sequences decoded together at most.")]
 BackendName = Annotated[str, typer.Option("--backend", help="cpu (C++), or reference (NumPy: slow).")]
 Chat = Annotated[bool | None, typer.Option("--chat/--raw", help="Default: chat where the model has a template.")]
@@ -71,7 +80,12 @@ def sampling(temperature: float, top_p: float, top_k: int, min_p: float, seed: i
 
 
 def engine_options(
-    settings: Speculation, pool_fraction: float | None, fast_bytes: str | None, batch: int, backend: str
+    settings: Speculation,
+    pool_fraction: float | None,
+    fast_bytes: str | None,
+    batch: int,
+    backend: str,
+    cache_policy: CachePolicy = CachePolicy.BENEFIT,
 ) -> EngineOptions:
     """Validated engine options."""
     return EngineOptions(
@@ -79,6 +93,7 @@ def engine_options(
         max_batch=batch,
         pool_fraction=pool_fraction,
         fast_bytes=parse_bytes(fast_bytes),
+        cache_policy=cache_policy,
         speculation=settings,
     )
 

@@ -12,6 +12,7 @@ import typer
 from elmoe.cli import options as opt
 from elmoe.cli.console import Json, Model, emit_json, parse_bytes
 from elmoe.engine.controller import Mode
+from elmoe.engine.tiered_pool import CachePolicy
 from elmoe.errors import ConfigError
 
 
@@ -39,6 +40,7 @@ def serve(
     draft_experts: opt.DraftExperts = None,
     pool_fraction: opt.PoolFraction = None,
     fast_bytes: opt.FastBytes = None,
+    cache_policy: opt.CachePolicyOption = CachePolicy.BENEFIT,
     backend: opt.BackendName = "cpu",
     json: Json = False,
 ) -> None:
@@ -62,7 +64,7 @@ def serve(
     )
     settings = opt.speculation(mode, width, depth, verify, draft_bits, draft_experts)
     engine_options = replace(
-        opt.engine_options(settings, pool_fraction, fast_bytes, max_batch, backend),
+        opt.engine_options(settings, pool_fraction, fast_bytes, max_batch, backend, cache_policy),
         prefill_chunk=prefill_chunk,
         prefill_chunk_between=prefill_chunk_between,
         prefix_cache_tokens=prefix_cache_tokens,

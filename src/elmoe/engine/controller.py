@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from elmoe.backend.protocol import DraftQuality
-from elmoe.engine.acceptance_model import AcceptanceModel
+from elmoe.engine.acceptance_model import AcceptanceModel, tokens_by
 from elmoe.engine.cost_model import CostModel, Pass, Quote, StepLog
 from elmoe.engine.trials import Account, Pause
 from elmoe.errors import ConfigError
@@ -41,6 +41,7 @@ class Speculation:
     """Settings of Elastic-SD. With Mode.AUTO depth and verify are upper bounds."""
 
     mode: Mode = Mode.AUTO
+    """Speculate at every step, never, or where it promises more tokens per second."""
     width: int = 2
     """Nodes expanded per level, and candidates per node."""
     depth: int = 4
@@ -48,9 +49,13 @@ class Speculation:
     verify: int = 8
     """Draft tokens verified per sequence and step."""
     quality: DraftQuality = field(default_factory=DraftQuality)
+    """Bits and experts per token of the draft."""
     tau: int | None = None
     """With Mode.AUTO: the smallest batch that speculates, always at full depth (the paper's rule). None: measured costs
     decide."""
+    routing_aware: bool = True
+    """Where experts must be read from a slow tier: verify what gives most tokens per second of reading, not what scores
+    best (`verify_set.py`)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.mode, Mode):
@@ -96,6 +101,9 @@ AR_SHARE, AR_INTERVAL = 0.005, 8
 """While it speculates: share of the time for AR steps that keep the comparison fresh, and the steps between two."""
 DOUBTFUL = 1.5
 """How many times as long as its rows one by one a first pass may take before it is not believed."""
+COVERAGE_EXPONENT = 0.9
+"""Acceptance goes as this power of the share of routing that the pool covers: 0.88 to 1.0 with random pools of a
+quarter to three quarters, whose share is their size (bench/results/elasticity.json)."""
 DEPTHS = (*range(1, 9), 12, 16, 24, 32, 48)
 """Depths that are considered, and the deepest allowed."""
 
@@ -162,6 +170,15 @@ class Controller:
             self._ar_step, self._ar_seconds = self._steps, self._seconds
         if log.chosen and speculation.fixed_depth(log.batch) is None and self._account.is_open:
             self._unsettled.append(log)
+
+    def draft_elasticity(self, speculation: Speculation, depth: int) -> float:
+        """Percent more tokens per step of `depth` levels for one percent more routing that the draft's pool covers."""
+        if depth == 0:
+            return 0.0
+        model = self._acceptance_of(speculation)
+        chances = [model.chance(level) for level in range(depth)]
+        tokens, more = tokens_by(chances)[-1], tokens_by([min(1.01 * chance, 1.0) for chance in chances])[-1]
+        return COVERAGE_EXPONENT * 100 * (more / tokens - 1)
 
     def as_dict(self) -> dict[str, Any]:
         """What it knows and did, for JSON: measured costs, chances of acceptance by level, and by batch size the speed

@@ -60,6 +60,11 @@ class StepLog:
         """Levels drafted and levels accepted, of the sequences that drafted."""
         self._lap = time.perf_counter()
 
+    @property
+    def seconds(self) -> float:
+        """Of its passes so far."""
+        return sum(seconds for _, seconds in self.passes)
+
     def end_pass(self, one: Pass) -> None:
         """The work on a pass, and on what came of it, is done."""
         now = time.perf_counter()

@@ -18,6 +18,7 @@ from elmoe.engine.passes import Passes
 from elmoe.engine.request import Request
 from elmoe.engine.sampler import Choices, Shape, TokenLogprobs, best_needed
 from elmoe.engine.verify import Verdict, accept
+from elmoe.engine.verify_set import choose_nodes, routing_of
 from elmoe.trace.schema import PassKind
 
 
@@ -33,13 +34,21 @@ class Decoder:
         """One AR or SD step over `ready`; speculation: of those that have none of their own."""
         planned = any(_follows_plan(request) for request in ready)
         plan = self._controller.plan(speculation, len(ready)) if planned else Plan(0, 1)
+        tiered = self._passes.tiered
+        drafts = tiered is None or tiered.ready
         log = StepLog(len(ready), chosen=all(request.generation.speculation is None for request in ready))
         shapes = [_tree_shape(request, speculation, plan, len(ready)) for request in ready]
-        trees = [_new_tree(request, width, depth) for request, (width, depth, _) in zip(ready, shapes, strict=True)]
+        trees = [
+            _new_tree(request, width, depth if drafts else 0)
+            for request, (width, depth, _) in zip(ready, shapes, strict=True)
+        ]
         self.depth = max(tree.depth for tree in trees)
+        if tiered is not None:
+            tiered.value_drafts(self._controller.draft_elasticity(speculation, self.depth))
         self._passes.stats.count_step(self.depth)
         self._draft(ready, trees, speculation, log)
-        self._verify(ready, trees, [verify for *_, verify in shapes], log)
+        room = [min(verify, request.kv.spare_cells) for request, (*_, verify) in zip(ready, shapes, strict=True)]
+        self._verify(ready, trees, self._verify_set(trees, room, speculation, log), log)
         self._controller.learn(speculation, log)
 
     def _draft(self, ready: list[Request], trees: list[DraftTree], speculation: Speculation, log: StepLog) -> None:
@@ -60,6 +69,8 @@ class Decoder:
             for request, tree, frontier in zip(ready, trees, frontiers, strict=True):
                 if not frontier:
                     continue
+                if passes.tiered is not None:
+                    tree.routing |= zip(frontier, result.experts[first : first + len(frontier)], strict=True)
                 position, sampling = len(request.tokens) + level, request.generation.sampling
                 tree.grow(
                     [
@@ -71,13 +82,9 @@ class Decoder:
             passes.record(PassKind.DRAFT, level, rows, result, seconds, np.zeros(rows.count, dtype=np.bool_))
             log.end_pass(Pass(PassKind.DRAFT, rows.count, quality))
 
-    def _verify(self, ready: list[Request], trees: list[DraftTree], most: Sequence[int], log: StepLog) -> None:
-        """One target pass over last tokens and up to `most` drafted ones each; accept, commit, emit, fill the pool."""
+    def _verify(self, ready: list[Request], trees: list[DraftTree], verified: list[list[int]], log: StepLog) -> None:
+        """One target pass over the `verified` nodes of each tree; accept, commit, emit, fill the pool."""
         passes = self._passes
-        verified = [
-            tree.best_nodes(min(count, request.kv.spare_cells))
-            for request, tree, count in zip(ready, trees, most, strict=True)
-        ]
         builder = RowBuilder()
         for request, tree, nodes in zip(ready, trees, verified, strict=True):
             if len(nodes) == 1:
@@ -87,7 +94,10 @@ class Decoder:
         asks_logprobs = any(request.generation.logprobs is not None for request in ready)
         rows = builder.build(0 if asks_logprobs else _best_logits(ready, 1))
         wanted = passes.pool.choose()
-        result, seconds = passes.forward(rows)
+        announced = None
+        if passes.tiered is not None:
+            announced = routing_of(trees, verified, passes.backend.shape.experts)
+        result, seconds = passes.forward(rows, announced=announced)
         plain = np.array([len(nodes) == 1 for nodes in verified for _ in nodes])
         passes.pool.observe(result.experts[plain])  # the routing of drafted tokens was observed while drafting
         choices, kept, first = Choices(result), list[bool](), 0
@@ -101,6 +111,15 @@ class Decoder:
         passes.record(kind, 0, rows, result, seconds, np.array(kept))
         passes.pool.fill(wanted, result.read)
         log.end_pass(Pass(kind, rows.count))
+
+    def _verify_set(
+        self, trees: list[DraftTree], room: Sequence[int], speculation: Speculation, log: StepLog
+    ) -> list[list[int]]:
+        """Nodes to verify of each tree, at most `room` beside the root."""
+        tiered = self._passes.tiered
+        if tiered is None or not self.depth or not speculation.routing_aware:
+            return [tree.best_nodes(count) for tree, count in zip(trees, room, strict=True)]
+        return choose_nodes(trees, room, tiered.slow_tier(log.seconds))
 
     def _accept(self, request: Request, tree: DraftTree, nodes: list[int], choices: Choices, first: int) -> Verdict:
         """Take what the target agrees with into the request and its cache; `nodes` have the rows from `first` on."""

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from elmoe.engine.sampler import Proposal
 
 
@@ -26,6 +29,9 @@ class DraftTree:
         self.scores = [0.0]
         self._lineages = {0: [0]}
         self.frontier = [0] if depth > 0 else []
+        self.routing: dict[int, npt.NDArray[np.int16]] = {}
+        """[L, A] the experts that the draft's routers chose for the nodes that it has run over, before the restriction
+        to the pool."""
         self.forwarded: list[int] = []
         """Nodes that the draft has run over, in this order: position i has its draft keys and values in cell i of
         the sequence's scratch cells."""

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from elmoe.backend.protocol import Backend
-from elmoe.backend.select import open_backend
+from elmoe.backend.select import TIERED, open_backend
+from elmoe.backend.tiers import TierLayout
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.resolve import resolve
 from elmoe.checkpoint.text import TOKENIZER_FILE, Tokenizer, check_vocabulary, stop_ids
 from elmoe.engine.controller import Controller, Mode, Speculation
 from elmoe.engine.decoder import Decoder
 from elmoe.engine.expert_pool import ExpertPool
+from elmoe.engine.fast_tier import FastTier, free_bytes
 from elmoe.engine.grammar import Grammars
 from elmoe.engine.kv_cache import SequenceCache, scratch_cells
 from elmoe.engine.passes import Passes
@@ -30,7 +32,9 @@ from elmoe.engine.prompt import NO_TOKENIZER, Prompt, check_tokens, tokens_of
 from elmoe.engine.request import Generation, Output, Request
 from elmoe.engine.scheduler import Scheduler
 from elmoe.engine.shaping import Shaper
-from elmoe.errors import CapacityError, ConfigError, PromptError
+from elmoe.engine.tiered_pool import CachePolicy, TieredPool
+from elmoe.errors import CapacityError, ConfigError, ExpertReadError, PromptError
+from elmoe.models.footprint import activation_bytes, footprint
 from elmoe.trace.schema import Recorder, RunStats
 
 
@@ -39,12 +43,18 @@ class EngineOptions:
     """What an engine is opened with."""
 
     backend: str = "cpu"
+    """`cpu` (C++) or `reference` (NumPy, slow). Both give the same tokens."""
     max_batch: int = 16
+    """Sequences decoded together at most, 1 to 256; more wait."""
     pool_fraction: float | None = None
     """Share of each layer's experts that the pool holds; at least one token's experts. Default 0.5: about what the
     paper's 8 GB of fast memory hold of a 30B-class model."""
     fast_bytes: int | None = None
-    """Budget of the fast tier instead: dense weights and KV come first, the pool gets the rest."""
+    """Budget of the fast tier instead: dense weights and KV come first, the pool gets the rest. Where the backend has
+    tiers and the model does not fit, the other experts are read from disk as passes need them (docs/tiers.md). Default:
+    what is free, where that is less than the model."""
+    cache_policy: CachePolicy = CachePolicy.BENEFIT
+    """Which experts stay in the fast tier then."""
     hotness_decay: float = 0.8
     """Share of the expert hotness that survives a step; `bench/pool.py` measures what it is worth."""
     prefill_chunk: int = 256
@@ -54,6 +64,7 @@ class EngineOptions:
     prefix_cache_tokens: int = 0
     """Tokens of ended sequences whose keys and values are kept for prompts that begin alike; 0 computes all prompts."""
     speculation: Speculation = field(default_factory=Speculation)
+    """How to speculate, to begin with; see `Engine.speculation`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_batch <= 256:
@@ -83,27 +94,30 @@ class Engine:
         options: EngineOptions | None = None,
     ) -> None:
         self.backend = backend
+        """Makes the passes; `backend.shape` has the model's sizes."""
         self.tokenizer = tokenizer
+        """None for a model that takes and gives token ids."""
         self.options = options or EngineOptions()
+        """What it was opened with."""
         self.speculation = self.options.speculation
         self.grammars: Grammars | None = None
+        """Compiles grammars of requests; None without a tokenizer."""
         if tokenizer is not None:
             self.grammars = Grammars(tokenizer, backend.shape.vocab, sorted(stop_tokens))
         self.stop_tokens = stop_tokens
-        self._check_budget()
-        self._scheduler = Scheduler(self.options.max_batch, lambda cells: self._slots(cells) >= self._least_slots)
-        shape = backend.shape
-        self.pool = ExpertPool(
-            layers=len(shape.moe_layers),
-            experts=shape.experts,
-            experts_per_tok=shape.experts_per_tok,
-            slots=self._slots(0),
-            decay=self.options.hotness_decay,
-        )
+        """Tokens that end a text."""
+        self._tier = fast_tier(backend, self.options)
+        self._tier.check()
+        self._scheduler = Scheduler(self.options.max_batch, self._tier.fits)
+        self.pool = self._new_pool()
+        """Which experts are in the fast tier."""
         self.controller = Controller()
+        """What it learned about costs and acceptance: `controller.as_dict()`."""
         self.prefixes = PrefixCache(self.options.prefix_cache_tokens)
+        """Keys and values kept of ended sequences."""
         self._passes = Passes(backend, self.pool)
         self.decoder = Decoder(self._passes, self.controller)
+        """Makes the decode steps."""
         chunk = self.options.prefill_chunk
         self._prefill = Prefill(self._passes, chunk, self.options.prefill_chunk_between or chunk, self.prefixes)
         self._requests = 0
@@ -122,11 +136,12 @@ class Engine:
         """
         options = options or EngineOptions()
         checkpoint = Checkpoint.open(resolve(str(model), progress))
+        options, expert_bytes = within_memory(options, checkpoint)
         tokenizer = Tokenizer.open(checkpoint.path) if (checkpoint.path / TOKENIZER_FILE).is_file() else None
         if tokenizer is not None:
             check_vocabulary(tokenizer.vocab_size, checkpoint.shape.vocab, checkpoint.path.name)
         stops = frozenset(stop_ids(checkpoint.generation_config, checkpoint.config))
-        return cls(open_backend(options.backend, checkpoint), tokenizer, stops, options)
+        return cls(open_backend(options.backend, checkpoint, expert_bytes), tokenizer, stops, options)
 
     @property
     def stats(self) -> RunStats:
@@ -176,6 +191,7 @@ class Engine:
     def settings(self) -> dict[str, Any]:
         """The resolved configuration, for results and traces: plain values."""
         values = asdict(replace(self.options, speculation=self.speculation))
+        values["cache_policy"] = self.options.cache_policy.value
         values["speculation"]["mode"] = self.speculation.mode.value
         values["speculation"]["quality"] = self.speculation.quality.as_dict()
         return values | {"pool_slots_per_layer": self.pool.slots}
@@ -188,7 +204,8 @@ class Engine:
         """Complete all prompts, batched; outputs in the order of the prompts.
 
         generation: one for all, or one per prompt. Raises PromptError for a prompt that is empty or too long; then
-        nothing has been generated.
+        nothing has been generated. A request that needed an expert that cannot be read ends with `Output.error`, the
+        others go on.
         """
         if isinstance(prompts, (str, bytes, Mapping)):
             raise PromptError("generate takes a list of prompts; put a single one into a list")
@@ -246,12 +263,12 @@ class Engine:
         request = Request(self._requests, prompt, generation, self.tokenizer, self.stop_tokens, shaper)
         request.limit_tokens(self.backend.shape.max_context - len(prompt))
         cells = len(prompt) + request.remaining + self._scratch(request)
-        if self._slots(cells) < self._least_slots:
-            needed = self.backend.footprint.fast_bytes_needed(cells)
+        if not self._tier.fits(cells):
+            needed = self._tier.bytes_needed(cells)
             raise CapacityError(
                 f"{len(prompt)} prompt and {request.remaining} new tokens need {needed:,} bytes of fast memory "
                 f"(dense weights, KV of these tokens and of a draft tree, the smallest pool); "
-                f"the budget is {self.options.fast_bytes:,}"
+                f"the budget is {self._tier.fast_bytes:,}"
             )
         self._requests += 1
         self._scheduler.submit(request, cells, client)
@@ -279,9 +296,10 @@ class Engine:
         """Tokens that context and budget leave for an answer to a prompt; speculation: the request's own, if any."""
         left = self.backend.shape.max_context - prompt_length
         if self.options.fast_bytes is not None:
-            sizes, spec = self.backend.footprint, speculation or self.speculation
-            cells = (self.options.fast_bytes - sizes.fast_bytes_needed(0)) // max(sizes.kv_per_token, 1)
-            left = min(left, cells - prompt_length - scratch_cells(spec.width, spec.depth, spec.verify))
+            spec = speculation or self.speculation
+            left = min(
+                left, self._tier.cells_left() - prompt_length - scratch_cells(spec.width, spec.depth, spec.verify)
+            )
         return max(left, 0)
 
     def _scratch(self, request: Request) -> int:
@@ -306,12 +324,15 @@ class Engine:
             self.stats.prompt_tokens += request.prompt_length
             self._prefill.start(request, self._scheduler.running)
         self._resize_pool()
-        started = time.perf_counter()
-        self._prefill.step(self._scheduler.running)
-        prefilled = time.perf_counter()
-        ready = [request for request in self._scheduler.running if request.prefill_left == 0 and not request.source]
-        if ready:
-            self.decoder.step(ready, self.speculation)
+        started = prefilled = time.perf_counter()
+        try:
+            self._prefill.step(self._scheduler.running)
+            prefilled = time.perf_counter()
+            ready = [request for request in self._scheduler.running if request.prefill_left == 0 and not request.source]
+            if ready:
+                self.decoder.step(ready, self.speculation)
+        except ExpertReadError as error:  # what the others had of this step is computed again in the next one
+            self._fail(error)
         self.stats.prefill_seconds += prefilled - started
         self.stats.decode_seconds += time.perf_counter() - prefilled
         self.pool.fade()
@@ -320,6 +341,12 @@ class Engine:
         for request in finished:
             self._part_with(request)
         return finished
+
+    def _fail(self, error: ExpertReadError) -> None:
+        """End the requests that needed an expert that cannot be had."""
+        for request in self._scheduler.running:
+            if request.number in error.sequences:
+                request.fail(str(error))
 
     def _part_with(self, request: Request) -> None:
         """Keep or give back the cache of a request that has ended."""
@@ -336,42 +363,70 @@ class Engine:
 
     # --- the fast tier ---
 
-    @property
-    def _least_slots(self) -> int:
-        return self.backend.shape.experts_per_tok
-
-    def _slots(self, kv_cells: int) -> int:
-        """Pool slots per layer while `kv_cells` cells of KV are in use."""
-        experts = self.backend.shape.experts
-        if self.options.fast_bytes is not None:
-            return self.backend.footprint.pool_slots(self.options.fast_bytes, kv_cells)
-        fraction = 0.5 if self.options.pool_fraction is None else self.options.pool_fraction
-        return min(experts, max(self._least_slots, round(fraction * experts)))
-
-    def _check_budget(self) -> None:
-        if self._slots(0) < self._least_slots:
-            sizes = self.backend.footprint
-            raise CapacityError(
-                f"{self.options.fast_bytes:,} bytes of fast memory are too few: dense weights take {sizes.dense:,} and "
-                f"the smallest pool {sizes.fast_bytes_needed(0) - sizes.dense:,}; give {sizes.fast_bytes_needed(0):,} "
-                f"and {sizes.kv_per_token:,} per token of context"
-            )
+    def _new_pool(self) -> ExpertPool | TieredPool:
+        sizes, size = self.backend.footprint, self._tier.pool_size(0)
+        if self.backend.tiers is not None:
+            return TieredPool(self.backend.tiers, sizes, size, self.options.cache_policy, self.options.hotness_decay)
+        return ExpertPool(
+            layers=sizes.moe_layers,
+            experts=sizes.experts,
+            experts_per_tok=sizes.experts_per_tok,
+            slots=size,
+            decay=self.options.hotness_decay,
+        )
 
     def _resize_pool(self) -> None:
         """The KV cache comes first: the pool shrinks as contexts grow and grows back when requests end."""
-        if self.options.fast_bytes is None:
+        if self._tier.fast_bytes is None:
             return  # a pool of a fixed fraction
         cells = sum(
             max(request.kv.committed + min(request.prefill_left, self.options.prefill_chunk), _to_copy(request))
             + self._scratch(request)
             for request in self._scheduler.running
         )
-        while self.prefixes.cells and self._slots(cells + self.prefixes.cells) < self._least_slots:
+        while self.prefixes.cells and not self._tier.fits(cells + self.prefixes.cells):
             for sequence in self.prefixes.shrink(self.prefixes.cells - 1):
                 self.backend.release(sequence)
-        slots = max(self._least_slots, self._slots(cells + self.prefixes.cells))
-        if slots != self.pool.slots:
-            self.pool.resize(slots)
+        size = max(self._tier.least_size, self._tier.pool_size(cells + self.prefixes.cells))
+        if size != self.pool.size:
+            self.pool.resize(size)
+
+
+def fast_tier(backend: Backend, options: EngineOptions) -> FastTier:
+    """The budget of a backend."""
+    tiers = backend.tiers
+    if tiers is None:
+        return FastTier(backend.footprint, options.fast_bytes, options.pool_fraction)
+    activations = tiers.activation_bytes(*largest_pass(options))
+    return FastTier(backend.footprint, options.fast_bytes, None, tiers.layout, activations)
+
+
+def within_memory(options: EngineOptions, checkpoint: Checkpoint) -> tuple[EngineOptions, int | None]:
+    """The options with the budget that applies, and what it leaves for experts; None where all weights fit.
+
+    Raises CapacityError, before anything is loaded, for a budget that cannot hold the model's fixed parts.
+    """
+    sizes = footprint(checkpoint.shape, checkpoint.program)
+    if options.backend not in TIERED or options.pool_fraction is not None:
+        return options, None
+    if options.fast_bytes is None:
+        free = free_bytes()
+        if sizes.total <= free:
+            return options, None
+        options = replace(options, fast_bytes=free)
+    elif sizes.total <= options.fast_bytes:
+        return options, None
+    layout = TierLayout.of(sizes)
+    activations = activation_bytes(checkpoint.shape, checkpoint.program, *largest_pass(options))
+    tier = FastTier(sizes, options.fast_bytes, None, layout, activations)
+    tier.check()
+    return options, tier.expert_bytes(0)
+
+
+def largest_pass(options: EngineOptions) -> tuple[int, int]:
+    """Rows, and rows of logits, that a pass has at most."""
+    decoded = options.max_batch * (1 + options.speculation.verify)
+    return max(options.prefill_chunk, options.prefill_chunk_between or 0, decoded), decoded
 
 
 def _to_copy(request: Request) -> int:

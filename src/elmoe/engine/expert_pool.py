@@ -35,6 +35,11 @@ class ExpertPool:
         """Pool slots per layer."""
         return self._slots
 
+    @property
+    def size(self) -> int:
+        """The same: what `resize` takes."""
+        return self._slots
+
     def resize(self, slots: int) -> None:
         """Change the slots per layer: the coldest leave at once, newcomers enter with the next target pass."""
         self._slots = self._checked(slots)

@@ -29,10 +29,13 @@ class Generation:
     """What is asked of one request."""
 
     max_tokens: int = 128
+    """Generate at most as many; the context may allow fewer."""
     sampling: Sampling = field(default_factory=Sampling)
+    """How tokens are chosen. Greedy by default."""
     stop: tuple[str, ...] = ()
     """Strings that end the text, at the first one that begins in it; they are not part of it."""
     ignore_eos: bool = False
+    """Go on after a stop token."""
     speculation: Speculation | None = None
     """This request's own mode and tree, the draft quality being the engine's. None: the engine's settings."""
     logprobs: int | None = None
@@ -59,15 +62,19 @@ class Output:
     """A finished request."""
 
     text: str
+    """Without the stop token or string that ended it; empty for a model without a tokenizer."""
     token_ids: list[int]
     """Generated tokens; a stop token is the last of them, though it is not in the text."""
     finish_reason: str
-    """`stop` (stop token or string), `length` (max_tokens or the context's end) or `cancelled`."""
+    """`stop` (stop token or string), `length` (max_tokens or the context's end), `cancelled` or `error`."""
     acceptance: Acceptance
+    """This request's counters."""
     prompt_tokens: int
+    """Length of the prompt."""
     ttft_seconds: float
     """Time to first token, from submission."""
     seconds: float
+    """From submission to the end."""
     drafted: list[bool]
     """For each generated token, whether the draft had proposed it."""
     reasoning: str = ""
@@ -76,6 +83,8 @@ class Output:
     """Likewise: pieces of tool calls, in order."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One per generated token, where asked for."""
+    error: str | None = None
+    """What went wrong, where that was the end of it."""
     cached_tokens: int = 0
     """Prompt tokens whose keys and values were there already."""
 
@@ -85,6 +94,7 @@ class Output:
             "text": self.text,
             "token_ids": self.token_ids,
             "finish_reason": self.finish_reason,
+            **({} if self.error is None else {"error": self.error}),
             "prompt_tokens": self.prompt_tokens,
             "ttft_seconds": self.ttft_seconds,
             "seconds": self.seconds,
@@ -139,6 +149,8 @@ class Request:
         self.drafted: list[bool] = []
         self.logprobs: list[TokenLogprobs] = []
         self.finish_reason: str | None = None
+        self.error: str | None = None
+        """Why it failed."""
         self._limit = generation.max_tokens
         self._stop_tokens = frozenset() if generation.ignore_eos else stop_tokens
         self._reader: _Reader | None = None
@@ -215,6 +227,11 @@ class Request:
         if self._reader is not None and reason != "stop":
             self._add(self._reader.finish())
 
+    def fail(self, message: str) -> None:
+        """End the request, with what it has, because of a fault."""
+        self.error = message
+        self.finish("error")
+
     def new_text(self) -> str:
         """Text that became certain since the last call: what might be the start of a stop string is held back."""
         end = len(self._text)
@@ -257,6 +274,7 @@ class Request:
             reasoning=self._reasoning,
             calls=tuple(self._calls),
             logprobs=tuple(self.logprobs),
+            error=self.error,
             cached_tokens=self.cached_tokens,
         )
 

@@ -53,6 +53,7 @@ class Sampling:
     min_p: float = 0.0
     """Drop tokens less likely than this share of the most likely one; 0 keeps all."""
     seed: int = 0
+    """Same seed, same text, in every mode and batch."""
     presence_penalty: float = 0.0
     """Taken once from the logit of every token that was generated already."""
     frequency_penalty: float = 0.0

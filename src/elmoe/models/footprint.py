@@ -85,6 +85,20 @@ def footprint(shape: ModelShape, program: Program) -> Footprint:
     )
 
 
+def activation_bytes(shape: ModelShape, program: Program, rows: int, logits: int) -> int:
+    """What a pass over `rows` rows keeps beside weights and KV, with `logits` rows of logits; an upper estimate.
+
+    FP32 vectors of every row at every place of a layer, the same again as INT8 with scales, and the outputs of all
+    experts that a row uses; see `Workspace::grow` in native/src/pass.cpp.
+    """
+    outside = (program.embedding.name, program.head.name)
+    widths = [linear.outputs + linear.inputs for linear in program.linears if linear.name not in outside]
+    inner = max((block.expert.down.inputs for block in program.moe_blocks), default=0)
+    used = shape.experts_per_tok + 2
+    floats = 4 * shape.hidden + 2 * max(widths, default=0) + 4 * shape.experts + used * (shape.hidden + inner)
+    return rows * floats * 4 + logits * shape.vocab * 8
+
+
 def _scale_bytes(linear: Linear) -> int:
     blocks, along = tile_grid(linear.outputs, linear.inputs)
     if linear.storage is Storage.MXFP4:

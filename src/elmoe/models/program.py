@@ -131,7 +131,7 @@ class LatentAttention:
 
     The cache holds, per token and for all heads together, a normed latent of `latent_dim` elements and a rotated key
     of `rope_dim`. A head's query is carried into the latent space by its block of `key_up`, attends to the cache
-    itself, and the mixed latent is carried out by its block of `value_up`; the cache is never expanded::
+    itself, and the mixed latent is carried out by its block of `value_up`; the cache is never expanded:
 
         down(x)   = [query part | latent | rope key]
         q         = query_up(query_norm(query part)), or the query part itself; per head [nope_dim | rope_dim]

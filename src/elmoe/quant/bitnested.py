@@ -46,7 +46,7 @@ class Treatment(Enum):
 
 
 def weight_groups(weights: npt.NDArray[Any], name: str) -> tuple[Float32, Float32]:
-    """The groups of a weight matrix [N, K] as FP32 [N*K/32, 32], and their largest magnitudes [N*K/32, 1].
+    """The groups of a weight matrix [N, K] as FP32 ``[N*K/32, 32]``, and their largest magnitudes ``[N*K/32, 1]``.
 
     Raises TensorError naming `name` for NaN or Inf (also what becomes Inf in FP32), and for a K that is not a
     multiple of 32.
@@ -116,7 +116,7 @@ def _check_bits(bits: int) -> None:
 
 
 def slice_codes(codes: Int8, bits: int = STORED_DRAFT_BITS) -> tuple[Int8, UInt8]:
-    """Cut codes int8 into (msb int8 in [-2**(bits-1), 2**(bits-1)-1], lsb uint8 in [0, 2**(8-bits)-1])."""
+    """Cut codes int8 into msb int8, in ``[-2**(bits-1), 2**(bits-1)-1]``, and lsb uint8, in ``[0, 2**(8-bits)-1]``."""
     _check_bits(bits)
     low = 8 - bits
     return codes >> low, (codes & ((1 << low) - 1)).astype(np.uint8)
@@ -131,7 +131,7 @@ def merge_slices(msb: Int8, lsb: UInt8, bits: int = STORED_DRAFT_BITS) -> Int8:
 def augmented(msb: Int8, bits: int = STORED_DRAFT_BITS) -> Int8:
     """Draft codes from the MSB slice alone, LSB-augmented: ``(msb << low) + 2**(low-1)`` with ``low = 8-bits``.
 
-    The error ``q - augmented`` lies in [-2**(low-1), 2**(low-1)-1] ([-8, 7] at 4 bits).
+    The error ``q - augmented`` lies in ``[-2**(low-1), 2**(low-1)-1]`` ([-8, 7] at 4 bits).
     """
     _check_bits(bits)
     low = 8 - bits

@@ -4,7 +4,7 @@ OCP Microscaling Formats v1.0: elements are E2M1 (sign, two exponent bits, one m
 3, 4, 6), the shared scale is E8M0 (``2**(byte - 127)``, 255 is NaN). GPT-OSS stores its experts this way. All
 E2M1 values doubled are integers, so that dot products with INT8 activations are exact; the scale is then
 ``2**(byte - 128)``. Where that is no normal FP32 number, bytes 0 and 1, elmoe's arithmetic takes 0: the kernels build
-the scale from exponent bits alone, and all weights of such a block are below 2**-123.
+the scale from exponent bits alone, and all weights of such a block are below ``2**-123``.
 
 `pack` writes the layout of the GPT-OSS checkpoints on Hugging Face: ``*_blocks`` [N, K/32, 16] and ``*_scales``
 [N, K/32], both uint8; the low nibble of a byte is the element before the one in the high nibble. (GGUF pairs
@@ -40,9 +40,9 @@ def quantize(weights: npt.NDArray[Any], name: str = "tensor") -> tuple[UInt8, UI
     """Convert a weight matrix to MXFP4.
 
     weights [N, K] (any float type, taken as FP32; K a multiple of 32) -> codes uint8 [N, K] in [0, 15] and
-    scales uint8 [N, K/32]. The scale is ``2**(floor(log2(amax)) - 2)``, at least 2**-127; elements are rounded
+    scales uint8 [N, K/32]. The scale is ``2**(floor(log2(amax)) - 2)``, at least ``2**-127``; elements are rounded
     half to even and saturate at 6 (OCP MX v1.0, section 6.3). A block of zeros has scale byte 0. Blocks with an amax
-    below 2**-123 get scale bytes 0 and 1, which `dequantize` and the arithmetic take as 0.
+    below ``2**-123`` get scale bytes 0 and 1, which `dequantize` and the arithmetic take as 0.
 
     Raises TensorError naming `name` for NaN or Inf and for a K that is not a multiple of 32.
     """
@@ -79,7 +79,7 @@ def halved_scales(scales: UInt8, name: str = "tensor") -> Float32:
 def dequantize(codes: UInt8, scales: UInt8, name: str = "tensor") -> Float32:
     """Codes [N, K] and scales [N, K/32] -> weights [N, K] float32, each an exact product; 0 at scale bytes 0 and 1.
 
-    Raises TensorError naming `name` for a NaN scale and for values beyond FP32 (scales from 2**126 on).
+    Raises TensorError naming `name` for a NaN scale and for values beyond FP32 (scales from ``2**126`` on).
     """
     half = halved_scales(scales, name)
     groups = doubled(codes).reshape(*scales.shape, GROUP).astype(np.float32)

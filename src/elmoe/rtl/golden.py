@@ -22,7 +22,7 @@ from elmoe.rtl.designs import GROUP, Design, Precision, Role
 SIGN, INFINITY = 1 << 31, 0xFF << 23
 FRACTION_BITS, BIAS, SMALLEST_EXPONENT = 23, 127, 1
 SMALLEST_ACTIVATION_EXPONENT = BIAS - 107
-"""Biased exponent of the smallest activation scale: 2**-100 / 127 is above 2**-107."""
+"""Biased exponent of the smallest activation scale: ``2**-100 / 127`` is above ``2**-107``."""
 NEGATIVE_ZERO = SIGN
 """What a sum begins with: adding anything to it gives that thing, also a zero of either sign."""
 

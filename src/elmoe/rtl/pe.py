@@ -1,7 +1,7 @@
 """The PE: rows x columns lanes, weight columns that the rows share, and the sequencer between WMEM, IOMEM and results.
 
 Weights are stationary: a tile is loaded into shadow registers, word by word, while the one before it is multiplied, and
-`advance` makes it active. In cycles, with L words per tile, C = blocks x passes and a tile's words there from R on::
+`advance` makes it active. In cycles, with L words per tile, C = blocks x passes and a tile's words there from R on:
 
     advance[i+1] = max(max(advance[i], R[i+1]) + L[i+1], advance[i] + C[i])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from elmoe.errors import CapacityError, ConfigError, ElmoeError, InputError, PromptError
+from elmoe.errors import CapacityError, ElmoeError, ExpertReadError, InputError, PromptError
 
 
 class ApiError(Exception):
@@ -43,10 +43,8 @@ def from_engine(error: Exception) -> ApiError:
         return error
     if isinstance(error, PromptError):
         return ApiError(400, str(error), "invalid_prompt", "messages")
-    if isinstance(error, CapacityError):
-        return ApiError(400, str(error), "capacity_exceeded")
-    if isinstance(error, (ConfigError, InputError)):
-        return ApiError(400, str(error), "invalid_value")
+    if isinstance(error, InputError) and not isinstance(error, ExpertReadError):
+        return ApiError(400, str(error), "capacity_exceeded" if isinstance(error, CapacityError) else "invalid_value")
     if isinstance(error, ElmoeError):
         return ApiError(503, str(error), "storage_error")
     return ApiError(500, "the server failed on this request; its log has the reason", "internal_error")

@@ -21,6 +21,7 @@ from elmoe.checkpoint.reasoning import Parts
 from elmoe.engine.engine import Engine
 from elmoe.engine.request import Generation, Output, Request
 from elmoe.engine.sampler import TokenLogprobs
+from elmoe.errors import ExpertReadError
 from elmoe.server.errors import ApiError, from_engine
 
 log = logging.getLogger("elmoe.server")
@@ -226,7 +227,11 @@ class EngineLoop:
 
     def _tell(self, jobs: Sequence[Job]) -> None:
         """Give every job what is new for it."""
-        news = [(job, delta) for job in jobs if (delta := self._delta(job)) is not None]
+        failed = {job: job.request.error for job in jobs if job.request is not None and job.request.error is not None}
+        for job, message in failed.items():  # an expert that it needs cannot be read; the others go on
+            self._jobs.remove(job)
+            self._fail(job, ExpertReadError(message, ()))
+        news = [(job, delta) for job in jobs if job not in failed and (delta := self._delta(job)) is not None]
         for job, delta in news:
             if delta.output is not None:
                 self._jobs.remove(job)

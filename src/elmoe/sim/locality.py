@@ -151,7 +151,7 @@ def lru_miss_rate(
     Che's approximation for passes, which read a set at once: with A_i(x) the probability that x successive passes all
     avoid expert i, the cache holds what the last tau passes read, ``sum(1 - A_i(tau)) = capacity``, and a read misses
     that comes after tau passes without one: ``sum(A_i(tau) - A_i(tau + 1)) / sum(1 - A_i(1))``.
-    Without reuse A_i(x) = (1 - q_i)**x and this is ``sum(q_i (1 - q_i)**tau) / sum(q_i)``, so with the defaults
+    Without reuse ``A_i(x) = (1 - q_i)**x`` and this is ``sum(q_i (1 - q_i)**tau) / sum(q_i)``, so with the defaults
     `inclusion` may be the q of any pass. A cache smaller than one pass (tau < 1) holds a random part of it.
     """
     first, later = _absence(inclusion, requests, reuse)

@@ -1,7 +1,7 @@
 """Numbers with unit, source and status, and the tables of them that TOML files hold.
 
 A table of a specification file becomes a frozen dataclass whose fields were declared with `quantity`; in the file every
-such field is an inline table::
+such field is an inline table:
 
     [ext]
     channels = { value = 8, unit = "1", source = "ELMoE-3D section 5", status = "paper" }

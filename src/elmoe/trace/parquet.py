@@ -4,24 +4,22 @@ Knows nothing about how passes come about (`engine/`) or what is made of them (`
 
 Columns, for R rows of the pass, L MoE layers, E experts per layer and A experts per token (no value is null):
 
-================  ================  ==================================================================================
-column            Parquet type      meaning
-================  ================  ==================================================================================
-step              int64             engine step, from 0; a draft and the verify pass after it share a step
-kind              string (dict.)    ``prefill``, ``ar``, ``draft`` or ``verify``
-depth             int32             tree level of a draft pass, from 0; 0 otherwise
-sequences         list<int32>       [R] request number of each row
-positions         list<int32>       [R] position of each row in its sequence
-tokens            list<int32>       [R] input token of each row
-kept              list<bool>        [R] the row became part of its sequence
-experts           list<uint16>      [R, L, A] row-major: the model's own routing, best first, before any restriction
-pool              binary(fixed)     [L, E] bitmap, ceil(L * E / 8) bytes: experts whose MSB planes were in the fast tier
-distinct_experts  list<int32>       [L] experts read by the pass
-fast_bytes        int64             weight bytes read from the fast tier
-slow_bytes        int64             weight bytes read from the slow tier
-kv_bytes          int64             bytes of keys and values read
-seconds           double            wall time of the pass
-================  ================  ==================================================================================
+| column | Parquet type | meaning |
+|---|---|---|
+| `step` | `int64` | engine step, from 0; a draft and the verify pass after it share a step |
+| `kind` | `string (dict.)` | ``prefill``, ``ar``, ``draft`` or ``verify`` |
+| `depth` | `int32` | tree level of a draft pass, from 0; 0 otherwise |
+| `sequences` | `list<int32>` | [R] request number of each row |
+| `positions` | `list<int32>` | [R] position of each row in its sequence |
+| `tokens` | `list<int32>` | [R] input token of each row |
+| `kept` | `list<bool>` | [R] the row became part of its sequence |
+| `experts` | `list<uint16>` | [R, L, A] row-major: the model's own routing, best first, before any restriction |
+| `pool` | `binary(fixed)` | [L, E] bitmap, ceil(L * E / 8) bytes: experts whose MSB planes were in the fast tier |
+| `distinct_experts` | `list<int32>` | [L] experts read by the pass |
+| `fast_bytes` | `int64` | weight bytes read from the fast tier |
+| `slow_bytes` | `int64` | weight bytes read from the slow tier |
+| `kv_bytes` | `int64` | bytes of keys and values read |
+| `seconds` | `double` | wall time of the pass |
 
 Expert ``e`` of the ``l``-th MoE layer is bit ``i % 8`` (least significant first) of byte ``i // 8`` of ``pool``, with
 ``i = l * E + e``. (A list of members would be eight times as large at half the experts.) ``PassRecord`` in
@@ -32,7 +30,7 @@ was run), ``shape`` (`ModelShape`), ``settings`` (speculation, pool, batch), ``s
 (rows of AR and verify passes that were kept: one per decoded token, those that a stop cut off included).
 Readers ignore columns and keys that they do not know; a change of what is described here raises ``schema_version``.
 
-With other tools::
+With other tools:
 
     frame = pandas.read_parquet("T.parquet")            # frame.experts[0].reshape(-1, L, A)
     pool = numpy.unpackbits(numpy.frombuffer(frame["pool"][0], "u1"), bitorder="little")[: L * E].reshape(L, E)

@@ -25,7 +25,7 @@ def llama_backend_init():
 
 
 def llama_model_default_params():
-    return SimpleNamespace(n_gpu_layers=-1)
+    return SimpleNamespace(n_gpu_layers=-1, load_mode=-1)
 
 
 def llama_context_default_params():

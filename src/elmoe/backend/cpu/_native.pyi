@@ -7,9 +7,15 @@ import numpy as np
 import numpy.typing as npt
 
 from elmoe.backend.protocol import Bool, Int32
+from elmoe.checkpoint.layout import Plane
 from elmoe.quant.bitnested import Float32, Int8, UInt8
 
 WeightBits = tuple[int, int, int]
+
+BAD_CHECKSUM: int
+END_OF_FILE: int
+Fault = tuple[Plane, int, int, int, list[int]]
+"""Plane, MoE block and expert of a record, error number, rows that need it."""
 
 class Matrix:
     def __init__(
@@ -78,8 +84,8 @@ class Model:
         self,
         inner: int,
         mxfp4: bool,
-        msb_file: UInt8,
-        lsb_file: UInt8,
+        msb_file: UInt8 | None,
+        lsb_file: UInt8 | None,
         msb_offsets: npt.NDArray[np.int64],
         lsb_offsets: npt.NDArray[np.int64],
         msb_crc: npt.NDArray[np.uint32],
@@ -90,6 +96,20 @@ class Model:
         limit: float,
     ) -> None: ...
     def set_shared_experts(self, gate_up: Matrix, down: Matrix, gate: Float32 | None) -> None: ...
+    def set_store(
+        self,
+        msb_file: int,
+        lsb_file: int,
+        direct: bool,
+        segment_bytes: int,
+        segments: int,
+        staging: int,
+        reader: str,
+    ) -> None: ...
+    def store_reader(self) -> str: ...
+    def store_counters(self) -> dict[str, Any]: ...
+    def arrange_store(self, quotas: Int32) -> None: ...
+    def kept(self) -> Bool: ...
     def allocate(self, sequence: int, cells: int) -> None: ...
     def release(self, sequence: int) -> None: ...
     def move(self, sequence: int, source: Int32, destination: Int32) -> None: ...
@@ -107,7 +127,9 @@ class Model:
         bits: WeightBits,
         experts_per_tok: int,
         best: int,
-    ) -> tuple[Float32, Int32, Float32, Float32, npt.NDArray[np.int16], Bool, bool, tuple[Any, int, int] | None]: ...
+        values: Float32 | None = None,
+        expected: UInt8 | None = None,
+    ) -> tuple[Float32, Int32, Float32, Float32, npt.NDArray[np.int16], Bool, bool, Fault | None]: ...
     def phase_seconds(self) -> dict[str, float]: ...
     @property
     def isa(self) -> str: ...

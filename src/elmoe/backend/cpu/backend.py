@@ -8,16 +8,21 @@ of threads. Environment: ELMOE_NUM_THREADS (default: the physical cores that aff
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from elmoe.backend.cpu import _native
 from elmoe.backend.cpu.build import build_model
+from elmoe.backend.cpu.tiers import CpuTiers
 from elmoe.backend.protocol import BestLogits, Bool, DraftQuality, ForwardResult, Int32, Rows
 from elmoe.backend.rope import ROPE_BLOCK, rope_block
-from elmoe.backend.traffic import count_traffic
+from elmoe.backend.tiers import Keep, no_values
+from elmoe.backend.traffic import count_traffic, tiered_traffic
 from elmoe.checkpoint.folder import Checkpoint
-from elmoe.checkpoint.layout import expert_title
-from elmoe.errors import CapacityError, CheckpointError, ConfigError
+from elmoe.checkpoint.layout import LSB_FILE, MSB_FILE, Plane, expert_title
+from elmoe.checkpoint.manifest import AGAIN
+from elmoe.errors import CapacityError, CheckpointError, ConfigError, ExpertReadError
 from elmoe.models.footprint import footprint
 from elmoe.quant.bitnested import STORED_DRAFT_BITS, Treatment
 
@@ -31,12 +36,18 @@ TARGET_BITS: WeightBits = (BOTH_PLANES, 255, 0)
 class CpuBackend:
     """See `elmoe.backend.protocol.Backend`."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, expert_bytes: int | None = None) -> None:
+        """expert_bytes: the most memory that experts may take; the others stay in the files. None: all are mapped."""
         self.checkpoint = checkpoint
         self.shape = checkpoint.shape
         self.footprint = footprint(checkpoint.shape, checkpoint.program)
+        self.tiers: CpuTiers | None = None
+        if expert_bytes is not None:
+            checkpoint.load_dense()
         try:
-            self._model, self._ropes = build_model(checkpoint)
+            self._model, self._ropes = build_model(checkpoint, experts_mapped=expert_bytes is None)
+            if expert_bytes is not None:
+                self.tiers = CpuTiers(self._model, checkpoint, self.footprint, expert_bytes)
             self.threads = _native.threads()
         except ValueError as error:  # ELMOE_ISA or ELMOE_NUM_THREADS
             raise ConfigError(str(error)) from error
@@ -78,14 +89,22 @@ class CpuBackend:
         """Copy the first `cells` KV cells of one sequence to those of another."""
         self._model.copy(source, destination, cells)
 
-    def forward(self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None) -> ForwardResult:
+    def forward(
+        self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None, keep: Keep | None = None
+    ) -> ForwardResult:
         """Run the model over `rows`; see `Backend.forward`.
 
-        Raises CheckpointError for a damaged expert (found when it is first read) or logits that are not finite,
-        ConfigError for a draft quality that only the reference backend has.
+        Raises ExpertReadError for an expert that cannot be read or is damaged (found whenever it is read), ConfigError
+        for a draft quality that only the reference backend has, CheckpointError for logits that are not finite.
         """
         most = self.shape.experts_per_tok
-        logits, tokens, best, log_total, experts, read, finite, damage = self._model.forward(
+        values = expected = None
+        if self.tiers is not None:
+            self._check_tiered(draft)
+            values = no_values(*self._grid) if keep is None else keep.values
+            expected = None if keep is None else keep.expected
+            before = self.tiers.counters()
+        logits, tokens, best, log_total, experts, read, finite, fault = self._model.forward(
             rows.tokens,
             rows.sequences,
             rows.positions,
@@ -97,22 +116,46 @@ class CpuBackend:
             TARGET_BITS if draft is None else weight_bits(draft),
             most if draft is None else min(draft.experts_per_tok or most, most),
             min(rows.best, self.shape.vocab),
+            values,
+            expected,
         )
-        if damage is not None:
-            plane, block, expert = damage
-            read_record = self.checkpoint.expert_msb if plane == "msb" else self.checkpoint.expert_lsb
-            read_record(block, expert)  # raises: it checks too, and knows how to say it
-            title = expert_title(plane, block, expert)
-            raise CheckpointError(f"{self.checkpoint.path}: {title} changed while it was read")
+        if fault is not None:
+            raise self._read_error(*fault)
         if not finite:
             raise CheckpointError(f"{self.checkpoint.path.name}: logits are not finite; the weights are damaged")
+        traffic = count_traffic(self.footprint, rows, read, pool, draft)
+        if self.tiers is not None:
+            traffic = tiered_traffic(self.footprint, traffic.kv_bytes, draft, before, self.tiers.counters())
         return ForwardResult(
             logits=logits,
             experts=experts,
             read=read,
-            traffic=count_traffic(self.footprint, rows, read, pool, draft),
+            traffic=traffic,
             best=BestLogits(tokens, best, log_total) if rows.best else None,
         )
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        return self.footprint.moe_layers, self.footprint.experts
+
+    def _check_tiered(self, draft: DraftQuality | None) -> None:
+        """A draft touches the fast tier only, and what is there of most experts is their MSB records."""
+        one_plane = self.footprint.expert_lsb == 0
+        if draft is not None and draft.bits != STORED_DRAFT_BITS and not one_plane:
+            raise ConfigError(
+                f"with experts in the slow tier a draft has {STORED_DRAFT_BITS} bits, not {draft.bits}: "
+                "others would read it"
+            )
+
+    def _read_error(self, plane: Plane, block: int, expert: int, code: int, rows: list[int]) -> ExpertReadError:
+        title, folder = expert_title(plane, block, expert), self.checkpoint.path
+        if code == _native.BAD_CHECKSUM:
+            what = f"{title} is damaged (CRC-32 mismatch); {AGAIN}"
+        elif code == _native.END_OF_FILE:
+            what = f"the file ends inside the {title}; was it replaced while the model was open?"
+        else:
+            what = f"{title} cannot be read: {os.strerror(code)}"
+        return ExpertReadError(f"{folder / (MSB_FILE if plane == 'msb' else LSB_FILE)}: {what}", rows)
 
 
 def weight_bits(quality: DraftQuality) -> WeightBits:

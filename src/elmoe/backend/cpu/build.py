@@ -1,6 +1,7 @@
 """Hands a checkpoint's layer program and weights over to the C++ core, once.
 
-Weights stay where they are mapped: the native model keeps views of the `.elmoe` files. Knows nothing about passes.
+Weights stay where they are: the native model keeps views of the mapped `.elmoe` files, or of the memory they were read
+into. Knows nothing about passes.
 """
 
 from __future__ import annotations
@@ -28,25 +29,27 @@ from elmoe.quant.bitnested import Float32
 MAX_EXPERTS_PER_TOK, MAX_GROUPS = 64, 256
 
 
-def build_model(checkpoint: Checkpoint) -> tuple[_native.Model, dict[Rope, int]]:
+def build_model(checkpoint: Checkpoint, experts_mapped: bool = True) -> tuple[_native.Model, dict[Rope, int]]:
     """The native model of a checkpoint, and the number that it gave to each rotary embedding.
+
+    experts_mapped: experts are computed from the mapped files; else they have no memory until a store gives them some.
 
     Dense weights are checked against their CRC now, an expert's record when a pass first reads it. Raises
     CheckpointError for damaged weights, ConfigError for shapes that the kernels do not take.
     """
-    builder = _Builder(checkpoint)
+    builder = _Builder(checkpoint, experts_mapped)
     return builder.build(), builder.ropes
 
 
 class _Builder:
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, experts_mapped: bool) -> None:
         shape = checkpoint.shape
         if shape.experts_per_tok > MAX_EXPERTS_PER_TOK:
             raise ConfigError(
                 f"{shape.experts_per_tok} experts per token are more than the cpu backend's {MAX_EXPERTS_PER_TOK}; "
                 "use --backend reference"
             )
-        self._checkpoint = checkpoint
+        self._checkpoint, self._experts_mapped = checkpoint, experts_mapped
         self._program = checkpoint.program
         blocks = self._program.moe_blocks
         counts = (len(blocks), shape.experts, shape.experts_per_tok) if blocks else (0, 0, 0)
@@ -148,12 +151,12 @@ class _Builder:
         records = range(block.router.experts)
         msb = [self._checkpoint.expert_extent("msb", block.layer, expert) for expert in records]
         lsb = [self._checkpoint.expert_extent("lsb", block.layer, expert) for expert in records]
-        crcs, clamped = self._checkpoint.crcs, block.expert.clamped
+        crcs, clamped, mapped = self._checkpoint.crcs, block.expert.clamped, self._experts_mapped
         self._model.set_experts(
             inner=block.expert.down.inputs,
             mxfp4=block.expert.gate_up.storage is Storage.MXFP4,
-            msb_file=self._checkpoint.mapped(msb[0].file),
-            lsb_file=self._checkpoint.mapped(lsb[0].file),
+            msb_file=self._checkpoint.mapped(msb[0].file) if mapped else None,
+            lsb_file=self._checkpoint.mapped(lsb[0].file) if mapped else None,
             msb_offsets=np.array([extent.offset for extent in msb], dtype=np.int64),
             lsb_offsets=np.array([extent.offset for extent in lsb], dtype=np.int64),
             msb_crc=np.array([crcs[extent] for extent in msb], dtype=np.uint32),

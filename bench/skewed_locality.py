@@ -9,7 +9,9 @@ not depend on the batch that it is computed in, so one trace is replayed at all 
 
 * misses per read of an LRU cache of an eighth, a quarter and half of the experts at batch 1, 4 and 16 with
   `lru_miss_rate` for the profile's weights and the reuse that it was mapped to, and with what the simulator's own rule
-  for named profiles says (`Profile.miss_rate`, which knows no reuse and no size of a pass);
+  for named profiles says (`Profile.miss_rate`, which knows no reuse and no size of a pass); where a pass reads more
+  experts than the cache holds, also with a cache that holds a random part of the last pass (`random_part_miss`):
+  `lru_miss_rate` gives popular experts a better chance there than a replay in order of number does;
 * the engine's hotness rule beside it, at the same capacities;
 * distinct experts of 1..16 tokens of one request and of different requests with `unique_experts`.
 
@@ -99,8 +101,18 @@ def miss_row(streams: Sequence[Stream], target: Target, profile: Profile, batch:
         "hotness": replayed_miss(streams, experts, batch, capacity, Policy.HOT),
         "locality": predicted,
         "ratio": measured / predicted,
+        "random_part": random_part_miss(target, batch, capacity),
         "named_profile_rule": by_rule,
     }
+
+
+def random_part_miss(target: Target, batch: int, capacity: int) -> float | None:
+    """Misses per read where the cache holds `capacity` experts of the last pass, any of them; None where it holds more.
+
+    Of the U experts that a pass reads, those in the last one, too, are 2 U - U2, with U2 distinct ones in both.
+    """
+    one, two = (float(unique_experts(target.shares, batch, tokens, target.reuse)) for tokens in (1, 2))
+    return None if one <= capacity else 1 - capacity / one * (2 * one - two) / one
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -109,9 +121,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         for miss in row["misses"]:
             if miss["capacity_share"] == 1 / 4:
-                cells = [f"{miss[name]:.3f}" for name in ("lru", "locality")]
-                lines.append([row["profile"], miss["batch"], *cells, f"{miss['ratio']:.2f}", f"{miss['hotness']:.3f}"])
-    return markdown_table(["profile, a quarter cached", "batch", "LRU", "locality.py", "ratio", "hotness"], lines)
+                found = [miss[name] for name in ("lru", "locality", "ratio", "random_part", "hotness")]
+                cells = ["" if value is None else f"{value:.3f}" for value in found]
+                lines.append([row["profile"], miss["batch"], *cells])
+    columns = ["profile, a quarter cached", "batch", "LRU", "locality.py", "ratio", "random part of a pass", "hotness"]
+    return markdown_table(columns, lines)
 
 
 def main() -> None:

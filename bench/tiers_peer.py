@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from typing import Any
 from cgroup import GroupError, MemoryGroup, drop_cached, process_read_bytes
 from elmoe.bench.disk import median_rate
 from elmoe.bench.gguf_q8 import cached_gguf
-from elmoe.bench.peer import PYTHON_VARIABLE, Peer
+from elmoe.bench.peer import PYTHON_VARIABLE, WHAT_A_PYTHON_IS, Peer
 from elmoe.bench.workload import Decoding, RacePlan
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.resolve import resolve
@@ -63,6 +64,7 @@ SETTINGS = (
     Setting("four threads", threads=4),
     Setting("mmap, no repacking", options={"load_mode": MMAP, "use_extra_bufts": 0}),
     Setting("mmap, lazy", options={"load_mode": MMAP, "lazy_mode": 2}),
+    Setting("one thread, read-ahead 128 KiB", threads=1, read_ahead_kb=128),
     Setting("four threads, read-ahead 128 KiB", threads=4, read_ahead_kb=128),
     Setting("eight threads, read-ahead 128 KiB", threads=8, read_ahead_kb=128),
     Setting("mmap, mlock", options={"load_mode": MMAP_MLOCK}),
@@ -167,13 +169,15 @@ def main() -> None:
     parser.add_argument("--setting", action="append", choices=[setting.name for setting in SETTINGS])
     arguments = parser.parse_args()
     batches = arguments.batch or list(BATCHES)
+    python = arguments.peer_python or os.environ.get(PYTHON_VARIABLE) or sys.executable
+    if shutil.which(python) is None:
+        parser.error(f"{python} cannot be run; {WHAT_A_PYTHON_IS}")
     try:
         checkpoint = Checkpoint.open(resolve(arguments.model))
         gguf = cached_gguf(checkpoint)
         workload = Workload(steps=arguments.steps)
         works = [workload.decoding(checkpoint, batch) for batch in batches]
         rows, probes = [], []
-        python = arguments.peer_python or os.environ.get(PYTHON_VARIABLE) or sys.executable
         for setting in SETTINGS:
             if arguments.setting is None or setting.name in arguments.setting:
                 probes.append(median_rate(gguf, PROBE_REQUEST_BYTES, PROBE_DEPTH))

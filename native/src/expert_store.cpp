@@ -9,13 +9,23 @@
 
 #include "units.h"
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 // Linux 5.14
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 // Linux 6.1; older kernels refuse it, which does no harm
+#endif
+
 namespace elmoe {
 namespace {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kMergedBytes = 1 << 20; // neighbours in the file are read together up to this
 constexpr size_t kMostRegistered = 1 << 14, kMostRegisteredBytes = size_t{1} << 30;
-constexpr size_t kHugeArena = 64 << 20; // from this on huge pages waste little
+// Experts computed between two looks at what has come: of those that pass through, whose room the disk waits for, and of
+// those that stay.
+constexpr int kPassing = 2, kFiller = 4;
+constexpr size_t kHugeArena = 16 << 20; // from this on huge pages waste little
 
 size_t pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
@@ -34,7 +44,8 @@ ExpertStore::ExpertStore(StorePlan plan) : plan_(std::move(plan)) {
     per_segment_[p] = strides_[p] ? static_cast<int>(segment_bytes_ / strides_[p]) : 0;
   segments_.resize(static_cast<size_t>(plan_.segments));
   arena_ = std::make_unique<Pages>(segments_.size() * segment_bytes_);
-  if (segments_.size() * segment_bytes_ >= kHugeArena)
+  huge_ = segments_.size() * segment_bytes_ >= kHugeArena;
+  if (huge_)
     arena_->prefer_huge();
   const size_t records = kPlanes * records_of_plane_;
   places_.resize(records);
@@ -128,6 +139,10 @@ void ExpertStore::arrange(const int32_t *quotas) {
 
 void ExpertStore::commit(int segment, int plane) {
   segments_[static_cast<size_t>(segment)] = {plane, 0};
+  if (huge_) { // a read into small pages falls apart into hundreds of pieces: a disk gives half as much
+    madvise(segment_at(segment), segment_bytes_, MADV_POPULATE_WRITE);
+    madvise(segment_at(segment), segment_bytes_, MADV_COLLAPSE); // where memory was too scattered for huge pages
+  }
   for (int i = per_segment_[static_cast<size_t>(plane)] - 1; i >= 0; --i)
     free_places(plane).push_back({segment_at(segment) + static_cast<size_t>(i) * stride(plane), segment});
 }
@@ -351,6 +366,24 @@ void ExpertStore::settle(size_t record) {
     --missing_[place % static_cast<size_t>(plan_.experts)];
 }
 
+// Experts that are ready: those that pass through first, since they take the room of what is still to be read; those that
+// stay fill the time until more has come.
+void ExpertStore::hand_out(bool passing, int most, std::vector<int> &to) {
+  for (int e = 0; remaining_ > 0 && most > 0 && e < plan_.experts; ++e) {
+    if (missing_[static_cast<size_t>(e)] != 0)
+      continue;
+    bool stays = true;
+    for (int p = 0; p < (both_ ? 2 : 1); ++p)
+      stays = stays && kept_[id(p, layer_, e)];
+    if (stays == passing)
+      continue;
+    to.push_back(e);
+    missing_[static_cast<size_t>(e)] = kHandedOut;
+    --remaining_;
+    --most;
+  }
+}
+
 bool ExpertStore::next(std::vector<int> &ready_experts, const std::function<void()> &idle) {
   ready_experts.clear();
   for (;;) {
@@ -367,12 +400,9 @@ bool ExpertStore::next(std::vector<int> &ready_experts, const std::function<void
       idle_called_ = true;
       idle();
     }
-    for (int e = 0; remaining_ > 0 && e < plan_.experts; ++e)
-      if (missing_[static_cast<size_t>(e)] == 0) {
-        ready_experts.push_back(e);
-        missing_[static_cast<size_t>(e)] = kHandedOut;
-        --remaining_;
-      }
+    hand_out(true, kPassing, ready_experts);
+    if (ready_experts.empty())
+      hand_out(false, kFiller, ready_experts);
     if (!ready_experts.empty() || remaining_ == 0)
       return true;
     if (under_way_ == 0)
@@ -397,6 +427,7 @@ void ExpertStore::release(std::span<const int> experts) {
     for (size_t record : passing_)
       keep_or_drop(record, p);
   }
+  pump(); // there is room again; after the last wave the next layer's attention comes before anybody asks
 }
 
 // A record that was read and used: it stays if there is room or something of less value.

@@ -117,6 +117,7 @@ private:
   void commit(int segment, int plane);
   void register_segments();
   void reopen_queue();
+  void hand_out(bool passing, int most, std::vector<int> &to);
   void drop_ahead(size_t record);
   void want(int layer, std::span<const int> experts, bool both);
   bool hope();
@@ -133,6 +134,7 @@ private:
   size_t segment_bytes_ = 0;
   int staging_ = 0, depth_ = 0, merged_ = 1;
   std::unique_ptr<Pages> arena_;
+  bool huge_ = false; // in huge pages where there are any
   std::vector<Segment> segments_;
   std::array<std::vector<Place>, kPlanes> free_;
   std::unique_ptr<ReadQueue> queue_;

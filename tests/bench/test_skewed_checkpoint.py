@@ -100,6 +100,8 @@ def test_the_engine_routes_as_wanted(bench_script, folder, target, skewed):
     quarter = {row["batch"]: row for row in found["misses"] if row["capacity"] == 8}
     assert quarter[1]["lru"] == pytest.approx(target.quarter_miss, rel=0.2)
     assert all(0.7 < row["ratio"] < 1.3 for row in quarter.values())
+    assert quarter[1]["random_part"] is None
+    assert quarter[16]["random_part"] == pytest.approx(quarter[16]["lru"], rel=0.1)
     text = locality.table([{"profile": PROFILE} | found])
     assert text.count("\n") == 1 + len(quarter)
 

@@ -7,6 +7,7 @@ import pytest
 
 from elmoe.engine.controller import Mode, Speculation
 from elmoe.engine.request import Generation
+from elmoe.errors import ExpertReadError
 from elmoe.server.errors import ApiError
 from elmoe.server.generations import Ask
 from elmoe.server.loop import EngineLoop
@@ -145,6 +146,36 @@ def test_a_request_that_the_engine_refuses_says_so_before_anything_is_sent():
     running(work, watcher)
     assert len(watcher.lost) == 1
     assert watcher.ended == ["cancelled"], "the other text is not wanted alone"
+
+
+def test_an_expert_that_cannot_be_read_ends_the_request_that_needs_it_and_no_other():
+    watcher = Watcher()
+
+    async def work(loop):
+        compute = loop.engine.backend.forward
+
+        def forward(rows, pool=None, draft=None, keep=None):
+            needs = [row for row in range(rows.count) if rows.sequences[row] == 1 and rows.positions[row] > 4]
+            if needs and draft is None:
+                raise ExpertReadError("experts_lsb.bin: LSB record of expert 3 in MoE block 0 is damaged", needs)
+            return compute(rows, pool, draft, keep)
+
+        loop.engine.backend.forward = forward
+        run = [Run(loop, asks([number]), "me", 10) for number in (1, 2, 3)]
+        for each in run:
+            await each.start()
+        found = await asyncio.gather(*map(texts, run), return_exceptions=True)
+        return found, loop.live
+
+    (first, second, third), live = running(work, watcher)
+    assert isinstance(second, ApiError)
+    assert (second.status, second.code) == (503, "storage_error")
+    assert "LSB record of expert 3 in MoE block 0 is damaged" in second.message
+    for number, made in ((1, first), (3, third)):
+        tokens = expected(MockBackend(agreement=0.8), [number], Generation(12, ignore_eos=True))
+        assert made[0][-1].output.token_ids == tokens
+    assert len(watcher.lost) == 1
+    assert live == 0
 
 
 def test_an_observer_that_fails_stops_nothing(caplog):

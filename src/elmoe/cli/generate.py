@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,6 +68,8 @@ def run(
     outputs = engine.generate(asked, generation)
     answers = [_answer(engine, *each) for each in zip(given, asked, outputs, strict=True)]
     stats = engine.stats.as_dict()
+    if engine.backend.tiers is not None:
+        stats["tiers"] = asdict(engine.backend.tiers.counters())
     if json:
         rows = [
             output.as_dict() | {"text": parts.answer, "reasoning": parts.reasoning}

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
+from elmoe.backend.tiers import TierCounters
 from elmoe.engine.engine import Engine
 from elmoe.engine.request import Output
 from elmoe.server.loop import EngineLoop, Job
@@ -167,9 +168,30 @@ class _EngineState:
             read.add_metric([kind.value, "slow"], totals.slow_bytes_read)
             read.add_metric([kind.value, "kv"], totals.kv_bytes_read)
         yield from (passes, rows, experts, seconds, read)
+        if engine.backend.tiers is not None:
+            yield from _tier_metrics(engine.backend.tiers.counters())
         yield CounterMetricFamily("elmoe_pool_hits", "Routing decisions that fell on the pool.", value=self._pool.hits)
         text = "Routing decisions of target passes."
         yield CounterMetricFamily("elmoe_pool_decisions", text, value=self._pool.decisions)
+
+
+def _tier_metrics(counted: TierCounters) -> Iterable[Metric]:
+    """Of a model whose experts are partly on disk."""
+    records = CounterMetricFamily("elmoe_tier_records", "Expert records that passes needed.", labels=["plane", "found"])
+    records.add_metric(["msb", "memory"], counted.msb_hits)
+    records.add_metric(["msb", "disk"], counted.msb_misses)
+    records.add_metric(["lsb", "memory"], counted.lsb_hits)
+    records.add_metric(["lsb", "disk"], counted.lsb_misses)
+    yield records
+    for name, text, value in (
+        ("read_bytes", "Bytes read from the slow tier.", counted.bytes_read),
+        ("reads", "Requests to the slow tier.", counted.reads),
+        ("read_ahead", "Records read ahead of their layer.", counted.prefetched),
+        ("read_ahead_used", "Those of them that the layer needed.", counted.prefetch_used),
+        ("admitted", "Records that stayed in memory.", counted.admitted),
+        ("wait_seconds", "Time with nothing to compute until a read was done.", counted.wait_seconds),
+    ):
+        yield CounterMetricFamily(f"elmoe_tier_{name}", text, value=value)
 
 
 def _kv_cells(engine: Engine) -> int:

@@ -36,8 +36,7 @@ def rates(path: Path, capacities: list[int], warm_up: int) -> list[dict[str, Any
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines: list[list[object]] = [
-        [f"{row['trace']}, {row['capacity']} experts", *(f"{row[policy.value]:.3f}" for policy in ORDER)]
-        for row in rows
+        [f"{row['trace']}, {row['capacity']} experts", *(f"{row[policy.value]:.3f}" for policy in ORDER)] for row in rows
     ]
     return markdown_table(["hit rate", *(policy.value for policy in ORDER)], lines)
 

@@ -191,7 +191,7 @@ def _samples(backend: CpuBackend, rounds: int) -> Iterator[Sample]:
     rng = np.random.default_rng(0)
     for sequence in range(SEQUENCES):
         backend.allocate(sequence, LONG + max(CHAINS))
-        backend.forward(_prompt(backend, rng, sequence))
+        backend.forward(prompt_rows(backend, rng, sequence, LONG))
     few = DraftQuality(bits=8, experts_per_tok=2)
     cases = [(rows, 1, context, None) for rows in AR_ROWS for context in (SHORT, LONG)]
     cases += [(rows, 1, SHORT, few) for rows in AR_ROWS]
@@ -200,7 +200,7 @@ def _samples(backend: CpuBackend, rounds: int) -> Iterator[Sample]:
     for _ in range(rounds):
         for index, (sequences, each, context, quality) in enumerate(cases):
             for _ in range(IN_A_ROW):
-                rows = _rows(backend, rng, sequences, each, context)
+                rows = token_rows(backend, rng, sequences, each, context)
                 found.setdefault(index, []).append(_timed(backend, rows, quality))
     for index, (sequences, each, context, quality) in enumerate(cases):
         count = sequences * each
@@ -228,12 +228,13 @@ def _timed(backend: CpuBackend, rows: Rows, quality: DraftQuality | None) -> tup
     return ns | {"rest": 1e9 * (seconds - sum(phases.values()))}, result.read.sum() / layers
 
 
-def _prompt(backend: CpuBackend, rng: np.random.Generator, sequence: int) -> Rows:
-    positions = np.arange(LONG, dtype=np.int32)
-    return _as_rows(backend, rng, np.full(LONG, sequence, np.int32), positions, positions + 1, None)
+def prompt_rows(backend: CpuBackend, rng: np.random.Generator, sequence: int, tokens: int) -> Rows:
+    """A prompt of random tokens."""
+    positions = np.arange(tokens, dtype=np.int32)
+    return _as_rows(backend, rng, np.full(tokens, sequence, np.int32), positions, positions + 1, None)
 
 
-def _rows(backend: CpuBackend, rng: np.random.Generator, sequences: int, each: int, context: int) -> Rows:
+def token_rows(backend: CpuBackend, rng: np.random.Generator, sequences: int, each: int, context: int) -> Rows:
     """One token of each of `sequences`, or a chain of `each` drafted ones."""
     level = np.tile(np.arange(each, dtype=np.int32), sequences)
     owner = np.repeat(np.arange(sequences, dtype=np.int32), each)

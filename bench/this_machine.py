@@ -3,8 +3,8 @@
     python bench/this_machine.py [-o FILE.toml] [--disk PLACE] [--rounds 5] [--prefetch-share 1]
 
 Writes a machine file for `elmoe simulate --system FILE.toml`: every number measured here with its unit, none of them
-from a model's tokens/s. Takes about two minutes of a quiet machine. PLACE is where the models lie: a folder, in which
-a file of random bytes is written and removed, or a large file that is read.
+from a model's tokens/s. Takes a minute or two of a quiet machine. PLACE is a folder on the disk where the models lie;
+3 GB are written there and removed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ import numpy as np
 
 import kernels
 from elmoe.backend.cpu import _native
+from elmoe.backend.tiers import IN_FLIGHT_BYTES
 from elmoe.bench.disk import rate_table, read_rate
 from elmoe.errors import ElmoeError
 from elmoe.sim.host.spec import KERNEL_ROWS, KIND, READ_BYTES, SECTIONS, Kernel, host_from_table
 from elmoe.sim.quantity import UNIT
 from harness import ROOT
 from probe_passes import engine_work, probe_backends, row_work, usual
+from probe_store import read_efficiency
 
 EXAMPLE = ROOT / "examples" / "this_machine.toml"
 KERNELS = {"target": "merged", "draft": "msb"}
@@ -43,8 +45,6 @@ STREAMED = 4
 PRODUCT_SECONDS = 0.1
 POWERS = np.linspace(1.0, 10.0, 91)
 QUEUE = 8
-IN_FLIGHT_MB = 33.6
-"""What the engine keeps under way (`IN_FLIGHT_BYTES` of its tiers)."""
 READ_NAMES = dict(zip(READ_BYTES, ("16k", "64k", "256k", "1m", "4m"), strict=True))
 PROBE_BYTES, WRITTEN_BYTES = 2 << 30, 1 << 26
 READ_SECONDS = 0.4
@@ -169,10 +169,7 @@ def sharing(file: Path, rounds: int) -> dict[str, float]:
 
 @contextmanager
 def probe_file(place: Path) -> Iterator[Path]:
-    """`place` itself where it is a file, else one of random bytes in that folder, removed afterwards."""
-    if place.is_file():
-        yield place
-        return
+    """A file of random bytes in a folder, removed afterwards."""
     with tempfile.NamedTemporaryFile(dir=place, prefix="elmoe-probe-") as file:
         block = np.random.default_rng(1).integers(0, 256, WRITTEN_BYTES, dtype=np.uint8).tobytes()
         for _ in range(-(-PROBE_BYTES // WRITTEN_BYTES)):
@@ -242,13 +239,17 @@ def measure(place: Path, rounds: int, prefetch_share: float) -> Numbers:
         say("the engine around them")
         tables["engine"] = engine_work(backends, max(2, rounds // 2)) | {
             "prefetch_share": prefetch_share,
-            "in_flight_mb": IN_FLIGHT_MB,
+            "in_flight_mb": IN_FLIGHT_BYTES / 1e6,
+            "read_efficiency": 1.0,
         }
     with probe_file(place) as file:
         say("disk")
         tables["slow"] = disk_rates(file, rounds)
         say("disk and computation together")
         tables["engine"] |= sharing(file, rounds)
+    say("the engine's reader")
+    host = host_from_table(tomllib.loads(to_toml(tables, "a probe")), "this machine")
+    tables["engine"]["read_efficiency"] = read_efficiency(host, place, QUEUE, rounds)
     return tables
 
 
@@ -285,7 +286,7 @@ def _description() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=EXAMPLE)
-    parser.add_argument("--disk", type=Path, default=Path(), help="a folder, or a file, on the disk to be measured")
+    parser.add_argument("--disk", type=Path, default=Path(), help="a folder on the disk to be measured")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--prefetch-share",
@@ -294,8 +295,8 @@ def main() -> None:
         help="share of the time before a layer's experts are known in which the disk reads what they will need",
     )
     arguments = parser.parse_args()
-    if not arguments.disk.exists():
-        raise SystemExit(f"error: {arguments.disk} does not exist; give a folder or a file on the disk to be measured")
+    if not arguments.disk.is_dir():
+        raise SystemExit(f"error: {arguments.disk} is no folder; give one on the disk to be measured")
     begin = time.perf_counter()
     try:
         tables = measure(arguments.disk, arguments.rounds, arguments.prefetch_share)

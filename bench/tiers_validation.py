@@ -74,7 +74,8 @@ def predicted(row: Row, trace: Trace, host: Host, rounds_before: int) -> Row:
     if row["policy"] not in POLICIES:
         raise SystemExit(f"error: the simulator knows no policy {row['policy']!r}; known are {', '.join(POLICIES)}")
     budget = Budget(row["fast_bytes"], POLICIES[row["policy"]], _lsb_share(row))
-    here = at_probed_rate(host, model, row)
+    waste = wasted(row)
+    here = at_probed_rate(host, model, row, waste)
     run = run_trace(here, model, trace, budget, None if row.get("trace") else "ar", rounds_before)
     decoded = run.decoded
     return {
@@ -86,21 +87,34 @@ def predicted(row: Row, trace: Trace, host: Host, rounds_before: int) -> Row:
         "tok_s_predicted": decoded.tokens_per_s,
         "tok_s_measured": row["decode_tok_s"],
         "error": decoded.tokens_per_s / row["decode_tok_s"] - 1.0,
-        "slow_bytes_per_token_predicted": decoded.slow_bytes / decoded.tokens,
+        "slow_bytes_per_token_predicted": decoded.slow_bytes * (1.0 + waste) / decoded.tokens,
         "slow_bytes_per_token_measured": row.get("slow_bytes_per_token"),
         "passes": pass_times(trace, run) if row.get("trace") else {},
         "disk_gb_per_s": row.get("probe_gb_per_s"),
         "lsb_share": budget.lsb_share,
+        "wasted": waste,
     }
 
 
-def at_probed_rate(host: Host, model: SimModel, row: Row) -> Host:
-    """The host with its disk as fast as the probe beside the run found it, at requests of one MSB record."""
+def at_probed_rate(host: Host, model: SimModel, row: Row, waste: float) -> Host:
+    """The host with its disk as fast as the probe beside the run found it, at requests of one MSB record.
+
+    waste: what was read ahead in vain takes the disk's time, too.
+    """
+    engine = replace(host.engine, read_efficiency=host.engine.read_efficiency / (1.0 + waste))
+    host = replace(host, engine=engine)
     if not row.get("probe_gb_per_s"):
         return host
     record = np.array(float(Arena.of(host, model).msb_bytes))
     in_file = float(record / host.slow.read_ns(record))
     return host.at_pace(slow=row["probe_gb_per_s"] / in_file)
+
+
+def wasted(row: Row) -> float:
+    """Records that the run read ahead in vain / records that it missed."""
+    counted = row.get("counters") or {}
+    missed = counted.get("msb_misses", 0) + counted.get("lsb_misses", 0)
+    return (counted["prefetched"] - counted["prefetch_used"]) / missed if missed else 0.0
 
 
 def pass_times(trace: Trace, run: TraceRun) -> dict[str, dict[str, float]]:

@@ -81,7 +81,7 @@ def test_the_file_says_where_every_number_comes_from(machine: Any) -> None:
 
 def test_a_place_that_is_not_there(machine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["this_machine.py", "--disk", str(tmp_path / "nowhere")])
-    with pytest.raises(SystemExit, match="nowhere does not exist; give a folder or a file on the disk"):
+    with pytest.raises(SystemExit, match="nowhere is no folder; give one on the disk"):
         machine.main()
 
 

@@ -96,6 +96,16 @@ def test_the_disk_is_as_fast_as_the_probe_beside_the_run(bench: Any, rows: list[
     assert fast > 3 * slow
 
 
+def test_what_was_read_in_vain_takes_the_disks_time(bench: Any, rows: list[dict[str, Any]]) -> None:
+    host = load_host(str(MACHINE))
+    counters = {"msb_misses": 60, "lsb_misses": 40, "prefetched": 30, "prefetch_used": 10}
+    right, vain = (bench.compare([rows[1] | more], host, 0)[0] for more in ({}, {"counters": counters}))
+    assert (right["wasted"], vain["wasted"]) == (0, 0.2)
+    assert vain["tok_s_predicted"] < right["tok_s_predicted"]
+    ratio = vain["slow_bytes_per_token_predicted"] / right["slow_bytes_per_token_predicted"]
+    assert ratio == pytest.approx(1.2)
+
+
 def test_caches_that_have_seen_the_prompts(bench: Any, rows: list[dict[str, Any]]) -> None:
     host = load_host(str(MACHINE))
     cold, warm = (bench.compare(rows[1:2], host, rounds)[0]["tok_s_predicted"] for rounds in (0, 2))

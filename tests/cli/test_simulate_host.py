@@ -56,20 +56,20 @@ def test_a_trace_on_this_machine(capsys: Capture, trace: Path) -> None:
 
 
 def test_a_budget_slows_it_down(capsys: Capture, trace: Path) -> None:
-    rates = [row(capsys, "--trace", trace, "--fast-bytes", size)["tokens_per_s"] for size in ("14MB", "20MB", "1GB")]
+    rates = [row(capsys, "--trace", trace, "--fast-bytes", size)["tokens_per_s"] for size in ("22MB", "26MB", "1GB")]
     assert rates == sorted(rates)
-    small = row(capsys, "--trace", trace, "--fast-bytes", "14MB")
+    small = row(capsys, "--trace", trace, "--fast-bytes", "22MB")
     assert small["bottleneck"] == "disk"
     assert small["speedup_vs_streaming"] > 1
     assert small["phases"]["draft"]["slow_bytes"] == 0
-    nothing = row(capsys, "--trace", trace, "--fast-bytes", "14MB", "--cache-policy", "none", "--mode", "ar")
+    nothing = row(capsys, "--trace", trace, "--fast-bytes", "22MB", "--cache-policy", "none", "--mode", "ar")
     assert nothing["speedup_vs_streaming"] == 1
 
 
 def test_policies_by_the_names_of_the_engine(capsys: Capture, trace: Path) -> None:
-    whole = row(capsys, "--trace", trace, "--fast-bytes", "14MB", "--cache-policy", "lru")
+    whole = row(capsys, "--trace", trace, "--fast-bytes", "22MB", "--cache-policy", "lru")
     assert (whole["policy"], whole["lsb_share"]) == ("lru", 1.0)
-    sliced = row(capsys, "--trace", trace, "--fast-bytes", "14MB", "--cache-policy", "hotness")
+    sliced = row(capsys, "--trace", trace, "--fast-bytes", "22MB", "--cache-policy", "hotness")
     assert (sliced["policy"], sliced["lsb_share"]) == ("hot", 0.0)
     assert sliced["miss_rate"]["lsb"] == 1
     assert sliced["records_per_layer"]["msb"] > whole["records_per_layer"]["msb"]

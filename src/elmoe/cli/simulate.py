@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from elmoe.cli.console import Json, emit_json, err, out, parse_integers, say, table
-from elmoe.cli.simulate_host import CACHE_POLICIES, HostOptions, host_rows
+from elmoe.cli.simulate_host import CACHE_POLICIES, Asked, host_rows
 from elmoe.errors import ConfigError
 from elmoe.sim.dram import load_device
 from elmoe.sim.host.rows import Load
 from elmoe.sim.host.spec import Host, is_host, load_host
 from elmoe.sim.model import MODELS, load_model, model_from_shape
-from elmoe.sim.play_layer import play_layer
+from elmoe.sim.play_layer import PlayedLayer, play_layer
 from elmoe.sim.profile import (
     DEFAULT_ORIGIN,
     SchemeSpecs,
@@ -46,9 +47,7 @@ def simulate(
     ] = None,
     system: Annotated[
         list[str] | None,
-        typer.Option(
-            help=f"{', '.join(SYSTEMS)}, all, or a .toml file (also of a host). Repeatable. Default: elmoe-3d."
-        ),
+        typer.Option(help=f"{', '.join(SYSTEMS)}, all, or a .toml file. Repeatable. Default: elmoe-3d."),
     ] = None,
     scheme: Annotated[
         list[str] | None,
@@ -82,8 +81,7 @@ def simulate(
         str | None, typer.Option(help=f"Of a host: which experts stay, {', '.join(CACHE_POLICIES)}. Default: benefit.")
     ] = None,
     lsb_share: Annotated[
-        float | None,
-        typer.Option(help="Of a host: LSB records kept / MSB records kept. Default: the policy's."),
+        float | None, typer.Option(help="Of a host: LSB records kept / MSB records kept. Default: the policy's.")
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write .parquet, .csv or .json.")] = None,
     timeline: Annotated[
@@ -97,38 +95,57 @@ def simulate(
     loads = _loads(model, workload, recorded, specs)
     accelerators, hosts = _systems(system)
     machines = [machine.with_mac_energy(mac_energy) for machine in _machines(accelerators, hb_gb, hosts)]
-    batches = tuple(parse_integers(batch, "batch"))
-    asked = () if context is None else tuple(parse_integers(context, "context"))
-    queries = []
-    for load, machine in product(loads, machines):
-        contexts = asked or (min(DEFAULT_CONTEXT, load.model.max_context),)
-        for wanted in _schemes(scheme, machine):
-            among_others = scheme == ["all"] or (scheme is None and len(machines) > 1)
-            plain = wanted == "none" and (mode is None or among_others)
-            way = "ar" if plain else mode or "sd"
-            queries.append(
-                Query(machine, load.model, load.profile, load.workload, wanted, way, batches, contexts, acceptance)
-            )
-    how = HostOptions(fast_bytes, cache_policy, lsb_share, mode, batches, asked, acceptance)
-    found = rows(queries, specs) + host_rows(hosts, loads, how, specs)
+    asked = Asked(
+        fast_bytes=fast_bytes,
+        cache_policy=cache_policy,
+        lsb_share=lsb_share,
+        mode=mode,
+        batches=tuple(parse_integers(batch, "batch")),
+        contexts=() if context is None else tuple(parse_integers(context, "context")),
+        acceptance=acceptance,
+    )
+    queries = list(_queries(loads, machines, scheme, asked))
+    found = rows(queries, specs) + host_rows(hosts, loads, asked, specs)
     _say_origins(loads)
     config = {"mac_energy": mac_energy} | _config(machines, hosts, loads, specs)
     if output is not None:
         write_rows(output, found, config)
-    if timeline is not None and not queries:
-        raise ConfigError("timeline is about accelerators; give --system one of them")
-    played = None if timeline is None else play_layer(queries[0], specs)
-    if timeline is not None and played is not None:
-        write_timeline(timeline, played.timing.events, f"{queries[0].machine.name}, {queries[0].model.name}")
+    played = None if timeline is None else _played(timeline, queries, specs)
     if json:
         emit_json({"rows": found, "config": config} | ({} if played is None else {"layer": played.as_dict()}))
         return
     _show(found)
-    if played is not None:
-        found_us, fast_us = played.timing.total_ns * 1e-3, played.fast_ns * 1e-3
-        say(f"{timeline}: one MoE layer in {found_us:.1f} us, by the fast formula {fast_us:.1f} us")
-    if output is not None:
-        say(f"{output}: {len(found)} rows", err)
+    _say_files(timeline, played, output, len(found))
+
+
+def _queries(loads: list[Load], machines: list[Machine], scheme: list[str] | None, asked: Asked) -> Iterator[Query]:
+    """Every load on every accelerator."""
+    for load, machine in product(loads, machines):
+        contexts = asked.contexts or (min(DEFAULT_CONTEXT, load.model.max_context),)
+        for wanted in _schemes(scheme, machine):
+            among_others = scheme == ["all"] or (scheme is None and len(machines) > 1)
+            plain = wanted == "none" and (asked.mode is None or among_others)
+            way = "ar" if plain else asked.mode or "sd"
+            yield Query(
+                machine=machine,
+                model=load.model,
+                profile=load.profile,
+                workload=load.workload,
+                scheme=wanted,
+                mode=way,
+                batches=asked.batches,
+                contexts=contexts,
+                acceptance=asked.acceptance,
+            )
+
+
+def _played(timeline: Path, queries: list[Query], specs: SchemeSpecs) -> PlayedLayer:
+    """One MoE layer of the first query, and its file."""
+    if not queries:
+        raise ConfigError("timeline is about accelerators; give --system one of them")
+    played = play_layer(queries[0], specs)
+    write_timeline(timeline, played.timing.events, f"{queries[0].machine.name}, {queries[0].model.name}")
+    return played
 
 
 def _config(machines: list[Machine], hosts: list[Host], loads: list[Load], specs: SchemeSpecs) -> dict[str, Any]:
@@ -198,6 +215,15 @@ def _schemes(names: list[str] | None, machine: Machine) -> tuple[str, ...]:
     if names == ["all"]:
         return SCHEMES
     return tuple(names) if names else (machine.scheme,)
+
+
+def _say_files(timeline: Path | None, played: PlayedLayer | None, output: Path | None, count: int) -> None:
+    """What was written where."""
+    if played is not None:
+        found_us, fast_us = played.timing.total_ns * 1e-3, played.fast_ns * 1e-3
+        say(f"{timeline}: one MoE layer in {found_us:.1f} us, by the fast formula {fast_us:.1f} us")
+    if output is not None:
+        say(f"{output}: {count} rows", err)
 
 
 def _show(found: list[dict[str, Any]]) -> None:

@@ -29,7 +29,7 @@ DEFAULT_CONTEXT = 1024
 
 
 @dataclass(frozen=True)
-class HostOptions:
+class Asked:
     """As given on the command line."""
 
     fast_bytes: str | None
@@ -50,7 +50,7 @@ class HostOptions:
         return Budget(parse_bytes(self.fast_bytes), policy, share if self.lsb_share is None else self.lsb_share)
 
 
-def host_rows(hosts: list[Host], loads: list[Load], options: HostOptions, specs: SchemeSpecs) -> list[dict[str, Any]]:
+def host_rows(hosts: list[Host], loads: list[Load], options: Asked, specs: SchemeSpecs) -> list[dict[str, Any]]:
     """Rows of every host and load; a trace brings its own batch and context."""
     if not hosts:
         asked = {

@@ -34,7 +34,7 @@ FREE: dict[str, dict[str, Any]] = {
     },
     "engine": {
         "step_us": 0.0, "pass_us": 0.0, "row_us": 0.0, "pool_ns": 0.0, "compute_while_reading": 1.0,
-        "read_while_computing": 1.0, "prefetch_share": 0.0, "in_flight_mb": 0.001,
+        "read_while_computing": 1.0, "read_efficiency": 1.0, "prefetch_share": 0.0, "in_flight_mb": 0.001,
     },
 }  # fmt: skip
 FREE["slow"] |= {f"read_{size}_gb_per_s": 1e9 for size in ("16k", "64k", "256k", "1m", "4m")}

@@ -94,8 +94,12 @@ class Arena:
         return msb, lsb
 
 
-def slots(host: Host, model: SimModel, budget: Budget, kv_cells: Int64, rows: int = 0) -> Slots:
-    """Records that `budget` leaves room for beside `kv_cells` [P] cells of KV cache and passes of at most `rows` rows.
+def slots(
+    host: Host, model: SimModel, budget: Budget, kv_cells: Int64, largest_pass: tuple[int, int] = (0, 0)
+) -> Slots:
+    """Records that `budget` leaves room for beside `kv_cells` [P] cells of KV cache.
+
+    largest_pass: rows that a pass may have, and rows of logits, for which the engine sets memory aside.
 
     Raises CapacityError where not even one token's experts fit, or the budget is beyond the host's memory.
     """
@@ -113,7 +117,7 @@ def slots(host: Host, model: SimModel, budget: Budget, kv_cells: Int64, rows: in
         raise CapacityError(
             f"{host.name} has {host.fast.capacity_gb:g} GB of fast memory; {budget.fast_bytes:,} bytes are beyond it"
         )
-    static = model.dense_bytes + model.embedding_bytes + _activation_bytes(model, rows)
+    static = model.dense_bytes + model.embedding_bytes + _activation_bytes(model, *largest_pass)
     arena, least = Arena.of(host, model), model.experts_per_tok
     needed = static + arena.segments_for(least * model.moe_layers, 0) * arena.segment_bytes + kv.max(initial=0.0)
     if budget.policy is not None and budget.fast_bytes < needed:
@@ -127,12 +131,12 @@ def slots(host: Host, model: SimModel, budget: Budget, kv_cells: Int64, rows: in
     return Slots(held[:, 0], held[:, 1])
 
 
-def _activation_bytes(model: SimModel, rows: int) -> float:
-    """What passes of `rows` rows keep beside weights and KV, about; with logits for all of them."""
-    width = model.hidden + model.attention_params / model.layers / model.hidden
+def _activation_bytes(model: SimModel, rows: int, logits: int) -> float:
+    """What a pass keeps beside weights and KV, about as the engine counts it."""
+    width = model.hidden + max(model.attention_params / model.layers / model.hidden, 2 * model.expert_hidden)
     experts = (model.experts_per_tok + 2) * (model.hidden + model.expert_hidden)
     floats = 4 * model.hidden + 2 * width + 4 * model.experts + experts
-    return rows * (4 * floats + 8 * model.head_params / model.hidden)
+    return rows * 4 * floats + logits * 8 * model.head_params / model.hidden
 
 
 def misses(accesses: Accesses, held: Slots, budget: Budget) -> Iterator[tuple[Bool, Bool]]:

@@ -186,7 +186,7 @@ def _play_layers(host: Host, before_ns: float, compute: Floats, read: Floats) ->
     arrived: the layer ends with the last computation, ``max_j(arrival_j + computation from j on)``. While both go on,
     both are slower.
     """
-    missing = read > 0
+    missing, read = read > 0, read / host.engine.read_efficiency
     compute_ns, read_ns = compute.sum(axis=1), read.sum(axis=1)  # [L]
     idle_before = 1.0 - host.engine.prefetch_share
     latency = np.where(missing.any(axis=1), idle_before * host.slow.latency_us * 1e3, 0.0)

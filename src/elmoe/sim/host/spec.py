@@ -150,6 +150,8 @@ class EngineWork(Spec):
     a disk that is never idle, which then needs no time to start, either."""
     in_flight_mb: float = quantity("MB", above=0)
     """Reads under way at once: what keeps the disk busy. The fast tier has room for them beside what stays."""
+    read_efficiency: float = quantity("1", above=0, maximum=1, default=1.0)
+    """Share of the disk's rate that the engine's reader gets, computation aside: it reads and computes in waves."""
 
 
 SECTIONS: dict[str, type[Spec]] = {

@@ -72,13 +72,13 @@ def run_trace(
     clock = PassClock(host, model)
     if mode == recorded:
         accesses = recorded_accesses(trace, READING)
-        held = slots(host, model, budget, np.tile(_cells(trace), rounds_before + 1), _most_rows(trace))
+        held = slots(host, model, budget, np.tile(_cells(trace), rounds_before + 1), _largest_pass(trace))
         missing = _Counted(_last_round(accesses, held, budget, rounds_before))
         steps = _recorded_steps(trace, missing)
     else:
         accesses = regrouped(request_streams(trace).values(), trace.shape.experts, batch)
         cells = np.full((rounds_before + 1) * len(accesses.reads), batch * context)
-        held = slots(host, model, budget, cells, _most_rows(trace))
+        held = slots(host, model, budget, cells, _largest_pass(trace))
         missing = _Counted(_last_round(accesses, held, budget, rounds_before))
         steps = _plain_steps(trace, accesses, missing, batch, context)
     decoded = decode(clock, steps)
@@ -205,8 +205,16 @@ def _cells(trace: Trace) -> npt.NDArray[np.int64]:
     return np.array(found + found[-1:] * pending, dtype=np.int64)
 
 
-def _most_rows(trace: Trace) -> int:
-    return max((len(record.tokens) for record in trace.passes()), default=0)
+def _largest_pass(trace: Trace) -> tuple[int, int]:
+    """Rows, and rows of logits, that the recorded engine allowed for; by its passes where its settings do not say."""
+    settings = trace.settings
+    verify = (settings.get("speculation") or {}).get("verify")
+    batch, chunk = settings.get("max_batch"), settings.get("prefill_chunk")
+    if isinstance(verify, int) and isinstance(batch, int) and isinstance(chunk, int):
+        decoded = batch * (1 + verify)
+        return max(chunk, decoded), decoded
+    most = max((len(record.tokens) for record in trace.passes()), default=0)
+    return most, most
 
 
 def _check_drafts(trace: Trace) -> None:

@@ -112,6 +112,15 @@ def test_caches_may_have_seen_the_run_before(tmp_path: Path) -> None:
     assert (plain.msb_miss_rate, plain.decoded.steps) == (0, 5)
 
 
+def test_memory_is_set_aside_for_the_largest_pass_of_the_engine(tmp_path: Path) -> None:
+    """As its settings say; a trace without any counts its own rows."""
+    passes = [record(AR, step, [[0, 1]], positions=[step]) for step in range(3)]
+    engine = {"max_batch": 4, "prefill_chunk": 64, "speculation": {"verify": 3, "quality": {}}}
+    told, untold = (write(tmp_path / f"{len(each)}.parquet", passes, each) for each in (engine, {}))
+    budget = Budget(450_000)
+    assert run_trace(host(), MODEL, told, budget).held.msb[0] < run_trace(host(), MODEL, untold, budget).held.msb[0]
+
+
 def test_a_stream_reads_everything_every_time(ar_trace: Trace) -> None:
     found = run_trace(host(), MODEL, ar_trace, Budget(200_000, policy=None))
     assert found.msb_miss_rate == found.lsb_miss_rate == 1

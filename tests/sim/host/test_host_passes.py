@@ -99,6 +99,12 @@ def test_missing_records_are_read_one_after_the_other() -> None:
     assert PassClock(host(), MODEL).time(both).slow_bytes == EXPERT * LAYERS * (2 * BYTES_MSB + BYTES_LSB)
 
 
+def test_the_reader_gets_a_share_of_the_disks_rate() -> None:
+    one = load(missing_msb=missing(0), missing_lsb=missing())
+    whole, half = (seconds(one, slow=slow_at(0.001), engine={"read_efficiency": share}) for share in (1.0, 0.5))
+    assert half == pytest.approx(2 * whole, rel=1e-3)
+
+
 def test_a_draft_reads_nothing_slow() -> None:
     assert PassClock(host(), MODEL).time(load(is_draft=True)).slow_bytes == 0
 

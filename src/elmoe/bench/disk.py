@@ -108,7 +108,7 @@ class _Reader:
         try:
             while (elapsed := time.perf_counter() - started) < self._seconds:
                 offset = int(self._rng.integers(self._places)) * self._request_bytes
-                if os.preadv(self._descriptor, [memory], offset) < self._request_bytes:
+                if os.preadv(self._descriptor, [memory.data], offset) < self._request_bytes:
                     raise OSError(errno.EIO, "short read")
                 done += self._request_bytes
         except OSError as error:

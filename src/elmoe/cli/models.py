@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from elmoe.engine.engine import EngineOptions, largest_pass
 from elmoe.engine.fast_tier import FastTier
 from elmoe.engine.tiered_pool import records_per_layer
 from elmoe.errors import ConfigError
-from elmoe.models.footprint import activation_bytes, footprint
+from elmoe.models.footprint import Footprint, activation_bytes, footprint
 from elmoe.models.shape import ModelShape
 
 
@@ -62,19 +63,9 @@ def inspect(
             raise ConfigError(f"{name} must be at least 1, not {value}")
     if context > shape.max_context:
         raise ConfigError(f"context {context} is beyond the model's {shape.max_context}")
-    everything = sizes.total + context * batch * sizes.kv_per_token
+    cells = context * batch
     budget = parse_bytes(fast_bytes)
-    tiered = budget is not None and budget < sizes.total  # else all weights are in memory
-    layout = TierLayout.of(sizes) if tiered else None
-    activations = activation_bytes(shape, program, *largest_pass(EngineOptions(max_batch=batch))) if tiered else 0
-    tier = FastTier(sizes, budget, None, layout, activations)
-    needed = tier.bytes_needed(context * batch)
-    whole = slots = shape.experts
-    if layout is not None:
-        segments = tier.pool_size(context * batch)
-        fits = tier.fits(context * batch)
-        whole = min(records_per_layer(sizes, layout, segments, whole=True)) if fits else 0
-        slots = records_per_layer(sizes, layout, segments, whole=False)[0] if fits else 0
+    held = _held(sizes, activation_bytes(shape, program, *largest_pass(EngineOptions(max_batch=batch))), budget, cells)
     document = {
         "family": shape.family,
         "layers": shape.layers,
@@ -88,13 +79,13 @@ def inspect(
             "kv_per_token": sizes.kv_per_token,
             "total": sizes.total,
         },
-        "fits": budget is None or budget >= needed,
+        "fits": budget is None or budget >= held.needed,
         "fast_bytes": budget,
-        "fast_bytes_needed": needed,
-        "activation_bytes": activations,
-        "whole_experts_per_layer": whole,
-        "pool_slots_per_layer": slots,
-        "pool_fraction": slots / shape.experts,
+        "fast_bytes_needed": held.needed,
+        "activation_bytes": held.activations,
+        "whole_experts_per_layer": held.whole,
+        "pool_slots_per_layer": held.slots,
+        "pool_fraction": held.slots / shape.experts,
         "context": context,
         "batch": batch,
         "convertible": convertible,
@@ -115,27 +106,56 @@ def inspect(
         (f"dense weights ({shared}attention, embedding, head, norms)", human_bytes(sizes.dense)),
         *experts,
         ("all weights", human_bytes(sizes.total)),
-        (f"KV cache, {batch} x {context} tokens", human_bytes(context * batch * sizes.kv_per_token)),
-        ("everything", human_bytes(everything)),
-        ("smallest fast tier (dense, activations, KV, one token's experts)", human_bytes(needed)),
+        (f"KV cache, {batch} x {context} tokens", human_bytes(cells * sizes.kv_per_token)),
+        ("everything", human_bytes(sizes.total + cells * sizes.kv_per_token)),
+        ("smallest fast tier (dense, activations, KV, one token's experts)", human_bytes(held.needed)),
     ]
     title = f"{shape.family}: {shape.layers} layers, {shape.experts} experts, {shape.experts_per_tok} per token"
     out.print(table(title, ("part", "bytes"), rows))
     say(f"attention: {_attention(shape)}")
     if budget is not None:
-        say(f"a fast tier of {human_bytes(budget)} {_verdict(budget >= needed, tiered, whole, slots, shape.experts)}")
+        say(f"a fast tier of {human_bytes(budget)} {held.verdict(budget, shape.experts)}")
     if reason is not None:
         say(f"cannot be converted: {reason}")
 
 
-def _verdict(fits: bool, tiered: bool, whole: int, slots: int, experts: int) -> str:
-    """What a budget means."""
-    if not fits:
-        return "is too small"
-    if not tiered:
-        return "holds all weights"
-    one = "1 expert" if whole == 1 else f"{whole} experts"
-    return f"holds {one} of {experts} per layer, or the MSB slices of {slots}; the others are read from disk"
+@dataclass(frozen=True)
+class _Held:
+    """What a budget of the fast tier holds."""
+
+    needed: int
+    """The smallest budget."""
+    activations: int
+    """Counted where experts stay on disk."""
+    whole: int
+    """Whole experts per layer."""
+    slots: int
+    """MSB records per layer, if there is nothing else."""
+    tiered: bool
+    """Whether experts stay on disk."""
+
+    def verdict(self, budget: int, experts: int) -> str:
+        """What a budget means."""
+        if budget < self.needed:
+            return "is too small"
+        if not self.tiered:
+            return "holds all weights"
+        one = "1 expert" if self.whole == 1 else f"{self.whole} experts"
+        return f"holds {one} of {experts} per layer, or the MSB slices of {self.slots}; the others are read from disk"
+
+
+def _held(sizes: Footprint, activations: int, budget: int | None, cells: int) -> _Held:
+    """As the engine would divide it with `cells` cells of KV."""
+    if budget is None or budget >= sizes.total:
+        return _Held(sizes.fast_bytes_needed(cells), 0, sizes.experts, sizes.experts, False)
+    layout = TierLayout.of(sizes)
+    tier = FastTier(sizes, budget, None, layout, activations)
+    whole = slots = 0
+    if tier.fits(cells):
+        segments = tier.pool_size(cells)
+        slots, _ = records_per_layer(sizes, layout, segments, whole=False)
+        whole = min(records_per_layer(sizes, layout, segments, whole=True)[: layout.planes])
+    return _Held(tier.bytes_needed(cells), activations, whole, slots, True)
 
 
 def _attention(shape: ModelShape) -> str:

@@ -140,7 +140,7 @@ def test_recency_and_frequency_break_ties_as_replays_do() -> None:
             pool.fill(pool.choose(), reads(*experts))
     recent, frequent = (pool.keep(1, None).values[:, MSB, 0] for pool in (lru, lfu))
     assert recent[0, 7] > recent[0, 5] > recent[0, 2] > recent[0, 1] > recent[0, 3]
-    assert (recent[1].min() > recent[0].max())
+    assert recent[1].min() > recent[0].max()
     assert recent[1, 9] > recent[1, 8]
     assert frequent[0, 2] > frequent[0, 1] > frequent[0, 7] > frequent[0, 5] > frequent[0, 3]
     assert frequent[0, 2] > frequent[1, 3], "read once is less than read twice"

@@ -11,6 +11,7 @@ import typer
 
 from elmoe.cli.console import Json, emit_json, err, out, parse_integers, say, table
 from elmoe.errors import ConfigError
+from elmoe.sim.cost import prices
 from elmoe.sim.dram import load_device
 from elmoe.sim.model import MODELS, SimModel, load_model, model_from_shape
 from elmoe.sim.play_layer import play_layer
@@ -27,6 +28,7 @@ from elmoe.sim.quantity import as_table
 from elmoe.sim.run import Query, rows
 from elmoe.sim.spec import MAC_ENERGIES, SCHEMES, SYSTEMS, Machine, load_machine
 from elmoe.sim.timeline import write_timeline
+from elmoe.sim.what_if import parse_setting, what_if
 from elmoe.sim.write_rows import write_rows
 from elmoe.trace.parquet import Trace, read_trace
 
@@ -71,6 +73,13 @@ def simulate(
     mac_energy: Annotated[
         str, typer.Option(help=f"Energy of a multiply-accumulate: {' or '.join(MAC_ENERGIES)} (docs/rtl.md).")
     ] = MAC_ENERGIES[0],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=VALUE",
+            help="Another value in a field of machines or schemes, as hb.gb_per_s=1638.4 or tree.depth=4. Repeatable.",
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write .parquet, .csv or .json.")] = None,
     timeline: Annotated[
         Path | None, typer.Option(help="Play one MoE layer of the first row cycle by cycle; Chrome trace as JSON.")
@@ -80,8 +89,9 @@ def simulate(
     """Predict latency, energy per token and bottleneck of an accelerator on a model."""
     recorded = None if trace is None else read_trace(trace)
     specs = scheme_specs() if recorded is None else specs_for_trace(recorded, scheme_specs())
-    loads = _loads(model, workload, recorded, specs)
     machines = [machine.with_mac_energy(mac_energy) for machine in _machines(system, hb_gb)]
+    machines, specs = what_if(machines, specs, [parse_setting(text) for text in vary or []])
+    loads = _loads(model, workload, recorded, specs)
     batches = tuple(parse_integers(batch, "batch"))
     asked = () if context is None else tuple(parse_integers(context, "context"))
     queries = []
@@ -94,7 +104,7 @@ def simulate(
             queries.append(Query(machine, shape, profile, named, wanted, way, batches, contexts, acceptance))
     found = rows(queries, specs)
     _say_origins(loads)
-    config = {"mac_energy": mac_energy} | _config(machines, loads, specs)
+    config = {"mac_energy": mac_energy, "prices": as_table(prices().quantities)} | _config(machines, loads, specs)
     if output is not None:
         write_rows(output, found, config)
     played = None if timeline is None else play_layer(queries[0], specs)

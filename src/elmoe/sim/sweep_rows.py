@@ -33,6 +33,7 @@ MINIMISE = ("latency_ms_per_token", "energy_mj_per_token.total")
 RESULTS = (
     *("acceptance_rate", "mean_accepted_length", "latency_ms_per_token", "tokens_per_s", "speedup_vs_xpu"),
     *(f"energy_mj_per_token.{name}" for name in ("compute", "ext", "hb", "comm", "static", "total")),
+    *(f"cost_usd_per_million_tokens.{name}" for name in ("energy", "hardware", "total")),
     *("bottleneck", "unique_experts", "miss_rate"),
     *(f"memory_bytes.{name}" for name in ("hb_dense", "hb_kv", "hb_draft", "hb_experts")),
     *(f"memory_bytes.{name}" for name in ("ext_kv", "ext_draft", "ext_total")),

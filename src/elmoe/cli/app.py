@@ -16,6 +16,7 @@ from elmoe.cli.explore import explore
 from elmoe.cli.generate import logits, run, trace
 from elmoe.cli.locality import locality
 from elmoe.cli.models import convert, inspect
+from elmoe.cli.reproduce import reproduce
 from elmoe.cli.rtl import app as rtl
 from elmoe.cli.serve import serve
 from elmoe.cli.simulate import simulate
@@ -29,7 +30,7 @@ app = typer.Typer(
 )
 VERBS = (
     *(demo, convert, inspect, run, chat, logits, bench, serve),
-    *(elasticity, locality, trace, simulate, dram, explore),
+    *(elasticity, locality, trace, simulate, dram, explore, reproduce),
 )
 for verb in VERBS:
     app.command()(verb)

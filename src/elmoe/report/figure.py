@@ -1,0 +1,200 @@
+"""What a figure of the evaluation is: rows, how to draw them, and the command that gives any one of its numbers again.
+
+Plain data that the page (`templates/reproduce.js`) and the images (`images.py`) draw alike. Knows nothing about where
+rows come from.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from elmoe.errors import ConfigError, InternalError
+
+Row = Mapping[str, Any]
+Step = str | int | Mapping[str, str]
+"""A step into a JSON document: a key, an index, or ``{json key: column}``, the entry of a list that the row's columns
+match."""
+KINDS = ("line", "bars", "stack", "heat", "points", "tornado")
+PLACE = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command line per row, and where its JSON holds the row's numbers."""
+
+    parts: tuple[str, ...]
+    """With ``{column}`` for values of the row; a part whose columns are empty in the row is left out."""
+    values: Mapping[str, tuple[Step, ...]]
+    """Column -> steps into the document of ``--json``."""
+    where: Row = field(default_factory=dict)
+    """The rows that it is for: those with these values."""
+    factors: Mapping[str, str] = field(default_factory=dict)
+    """Column -> column that the document's number is multiplied with."""
+
+    def serves(self, row: Row) -> bool:
+        """Whether it gives this row."""
+        return all(row.get(column) == value for column, value in self.where.items())
+
+    def arguments(self, row: Row) -> list[str]:
+        """As a shell would split it."""
+        return [word for part in self.parts for word in _filled(part, row)]
+
+    def text(self, row: Row) -> str:
+        """To be typed."""
+        return shlex.join(self.arguments(row))
+
+    def value(self, document: Any, row: Row, column: str) -> float:
+        """The number of the row's `column` in what the command printed."""
+        found = document
+        for step in self.values[column]:
+            found = _entry(found, step, row) if isinstance(step, Mapping) else found[step]
+        return float(found) * float(row[self.factors[column]] if column in self.factors else 1.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the page."""
+        return {
+            "parts": self.parts,
+            "where": self.where,
+            "values": {column: _path(steps) for column, steps in self.values.items()},
+            "factors": self.factors,
+        }
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One way of looking at a figure's rows. All fields but the texts name columns."""
+
+    kind: str
+    title: str
+    x: str
+    y: str
+    z: str = ""
+    """The colour of a heat map."""
+    color: str = ""
+    """One series per value."""
+    dash: str = ""
+    """A second way to tell series apart: line style or symbol."""
+    facet: str = ""
+    """One panel per value."""
+    pick: Row = field(default_factory=dict)
+    """Columns of which the reader chooses one value, and the first choice."""
+    where: Row = field(default_factory=dict)
+    """Only rows with these values."""
+    x_title: str = ""
+    y_title: str = ""
+    z_title: str = ""
+    log_x: bool = False
+    log_y: bool = False
+    category_x: bool = False
+    middle: float | None = None
+    """Of a heat map: the value between its two colours."""
+    parity: bool = False
+    """Draw y = x and 15 % beside it."""
+    outline: Row = field(default_factory=dict)
+    """Rows of other kind, drawn as lines over a heat map: one line per value of `outline_color`."""
+    outline_x: str = ""
+    outline_color: str = ""
+    mark: str = ""
+    """A column of true and false: true points stand out."""
+    hover: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InternalError(f"chart {self.title!r}: unknown kind {self.kind!r}")
+
+    @property
+    def columns(self) -> set[str]:
+        """Every column that it needs."""
+        named = (self.x, self.y, self.z, self.color, self.dash, self.facet, self.outline_x, self.outline_color)
+        more = (self.mark, *self.pick, *self.where, *self.outline, *self.hover)
+        return {name for name in (*named, *more) if name}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure without its rows."""
+
+    id: str
+    """``fig14`` or ``table3``."""
+    name: str
+    """Another name for `--only`."""
+    title: str
+    evidence: str
+    """simulated, measured, quoted: how the numbers are known."""
+    says: str
+    """What to see in it; HTML without block elements."""
+    how: str
+    """Conditions and assumptions."""
+    charts: tuple[Chart, ...]
+    commands: tuple[Command, ...]
+    section: str = ""
+
+    def command(self, row: Row) -> Command | None:
+        """That gives this row."""
+        return next((command for command in self.commands if command.serves(row)), None)
+
+    @property
+    def columns(self) -> list[str]:
+        """What the page needs of the rows."""
+        needed = set().union(*(chart.columns for chart in self.charts))
+        for command in self.commands:
+            needed |= {*command.where, *command.values, *command.factors.values()}
+            needed |= {name for part in command.parts for name in PLACE.findall(part)}
+            needed |= {column for steps in command.values.values() for step in steps for column in _columns(step)}
+        return sorted(needed)
+
+
+def chosen(rows: Sequence[Row], **values: Any) -> list[Row]:
+    """Rows with these values."""
+    return [row for row in rows if all(row.get(name) == value for name, value in values.items())]
+
+
+def select(figures: Sequence[Figure], only: str | None) -> list[Figure]:
+    """The figures named in ``table3,fig14``, in the page's order; all without. ConfigError for an unknown name."""
+    if only is None:
+        return list(figures)
+    known = {key: figure for figure in figures for key in (figure.id, figure.name)}
+    wanted = []
+    for name in (part.strip() for part in only.split(",")):
+        if name not in known:
+            names = ", ".join(f"{figure.id} ({figure.name})" for figure in figures)
+            raise ConfigError(f"--only: unknown figure {name!r}; known are {names}")
+        wanted.append(known[name])
+    return [figure for figure in figures if figure in wanted]
+
+
+def shown(value: Any) -> str:
+    """A value as a command line takes it."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _filled(part: str, row: Row) -> list[str]:
+    names = PLACE.findall(part)
+    if any(row.get(name) is None for name in names):
+        return []
+    return [PLACE.sub(lambda found: shown(row[found[1]]), word) for word in part.split(" ")]
+
+
+def _entry(found: Any, match: Mapping[str, str], row: Row) -> Any:
+    return next(entry for entry in found if all(entry[key] == row[column] for key, column in match.items()))
+
+
+def _columns(step: Step) -> list[str]:
+    return list(step.values()) if isinstance(step, Mapping) else []
+
+
+def _path(steps: Sequence[Step]) -> str:
+    """For people: ``rows[0].phases.draft.ms``, ``grid[bits, pool].agreement``."""
+    text = ""
+    for step in steps:
+        if isinstance(step, str):
+            text += f".{step}"
+        else:
+            text += f"[{step}]" if isinstance(step, int) else f"[with this {', '.join(step)}]"
+    return text.removeprefix(".")

@@ -1,4 +1,4 @@
-"""What `elmoe elasticity`, `elmoe locality` and `elmoe reproduce` measure on a model: plain rows, the same from all three.
+"""What `elmoe elasticity`, `locality` and `reproduce` measure on a model: plain rows, the same from all three.
 
 Everything is counted, nothing timed, and decoding is greedy: the same model and prompts give the same rows.
 """

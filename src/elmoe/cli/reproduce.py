@@ -23,10 +23,10 @@ from elmoe.report import images
 from elmoe.report.catalogue import draw, wanted
 from elmoe.report.deviations import headline_deviations, table3_deviations
 from elmoe.report.figure import Row
-from elmoe.report.methods import DEFINITIONS, assumptions
+from elmoe.report.methods import assumptions
 from elmoe.report.reproduction import Drawn, Reproduction, plotly_js, write_page
 from elmoe.report.sources import AREA, ELASTICITY, LOCALITY, GivenMachine, Made, Sources
-from elmoe.report.store import Store, Stored, code_hash, file_hash, hash_of
+from elmoe.report.store import DRAWING, Store, Stored, code_hash, file_hash, hash_of
 from elmoe.rtl.designs import Design
 from elmoe.rtl.pe_model import area_parts, measured
 from elmoe.sim.headline import QUOTED as QUOTED_HEADLINE
@@ -73,7 +73,9 @@ def reproduce(
     pictures: Annotated[
         str | None, typer.Option("--images", help="png, svg, png,svg or none. Default: both, with elmoe[report].")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again, whatever is in the folder.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Compute everything again, whatever is in the folder.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Redraw every table and figure of the paper, simulated beside quoted, into one page; data and images beside it."""
@@ -105,12 +107,11 @@ def reproduce(
         headlines=averages if with_headline else [],
         deviations=deviations,
         assumptions=assumptions([one.path for one in sources.machines]),
-        definitions=DEFINITIONS,
         command=shlex.join(["elmoe", *sys.argv[1:]]) if sys.argv[1:2] == ["reproduce"] else "elmoe reproduce",
     )
     page = folder / "report.html"
     write_page(page, report)
-    written = _write_images(folder / "images", drawn, suffixes)
+    written = _write_images(folder / "images", drawn, suffixes, fresh)
     seconds = time.perf_counter() - started
     if json:
         emit_json(_document(report, averages[-1], page, written, seconds, with_headline))
@@ -280,13 +281,14 @@ def _make_folder(folder: Path) -> None:
 # --- results ---
 
 
-def _write_images(folder: Path, drawn: Sequence[Drawn], suffixes: tuple[str, ...]) -> list[Path]:
+def _write_images(folder: Path, drawn: Sequence[Drawn], suffixes: tuple[str, ...], fresh: bool) -> list[Path]:
     if not suffixes:
         return []
     written = []
     with progress_bar("images") as progress:
         for number, one in enumerate(drawn, start=1):
-            written += images.write_images(folder, one.figure, one.rows, suffixes)
+            image_hash = hash_of(one.input_hash, code_hash(DRAWING))
+            written += images.write_images(folder, one.figure, one.rows, suffixes, image_hash, fresh)
             progress(number, len(drawn))
     return written
 

@@ -31,12 +31,6 @@ LONG_CONTEXT = Made(
     Figure(
         id="fig16",
         name="long-context",
-        title="The crossover in long contexts: KV eats the pool",
-        evidence="simulated",
-        says="Where no expert is left in HB the machine is an xPU with a fast KV cache. Speculation loses to plain decoding some doublings later, because "
-        "every one of its draft passes reads the whole cache.",
-        how="Points beyond a model's context or beyond 64 GB are missing. FP16 KV; latent attention (GLM, DeepSeek) and sliding windows (GPT-OSS) keep "
-        "the pool two to four times longer.",
         charts=(
             Chart(
                 kind="line",
@@ -108,12 +102,6 @@ SENSITIVITY = Made(
     Figure(
         id="fig17",
         name="sensitivity",
-        title="What the latency of Elastic-SD depends on",
-        evidence="simulated",
-        says="External bandwidth and reuse inside a request, which decides how many experts a verify pass reads, matter most; then HB bandwidth, "
-        "which sets the price of drafts. More arithmetic buys nothing at these batches.",
-        how="ELMoE-3D with 8 GB, one field changed at a time; twice the EXT bandwidth comes with twice the streamline. Capacity changes without banks, so "
-        "without bandwidth. Acceptance follows from the pool unless it is the field that is changed.",
         charts=(
             Chart(
                 kind="tornado",
@@ -152,12 +140,6 @@ WHEN_SD = Made(
     Figure(
         id="fig18",
         name="sd-or-ar",
-        title="When speculation beats plain decoding",
-        evidence="simulated",
-        says="Above 1 Elastic-SD is the faster. It needs a batch or an overlap of experts between the tokens of a tree: with no overlap only high acceptance pays, "
-        "with 0.9 almost any does. At batch 1 plain decoding finds most experts in HB, and is hard to beat.",
-        how="ELMoE-3D with 8 GB, context 1,024, tree as elsewhere (depth 8, 12 verified). Overlap is the chance that a token's expert is also its "
-        "neighbour's in the same request; 0.75 is the calibrated value. Compared with plain decoding on the same machine, without a draft.",
         charts=(
             Chart(
                 kind="heat",
@@ -183,7 +165,11 @@ WHEN_SD = Made(
 
 
 def _refresh(_: Sources) -> Rows:
-    names = {"none": (), "per bank": ("ext.refresh=pb", "hb.refresh=pb"), "all banks": ("ext.refresh=ab", "hb.refresh=ab")}
+    names = {
+        "none": (),
+        "per bank": ("ext.refresh=pb", "hb.refresh=pb"),
+        "all banks": ("ext.refresh=ab", "hb.refresh=ab"),
+    }
     return [
         row | {"refresh": name}
         for name, vary in names.items()
@@ -195,10 +181,6 @@ REFRESH = Made(
     Figure(
         id="fig19",
         name="refresh",
-        title="What refreshing both memories costs",
-        evidence="simulated",
-        says="The paper's \"within 1 % of peak\" holds without refresh. With it, tokens per second fall by {pb:.1%} (per bank) to {ab:.1%} (all banks) on average.",
-        how="The DRAM model with per-bank or all-bank refresh in EXT and HB, JEDEC intervals (HB as HBM2, assumed). Elsewhere in this report: none.",
         charts=(
             Chart(
                 kind="bars",
@@ -209,6 +191,7 @@ REFRESH = Made(
                 facet="model",
                 pick={"batch": 4},
                 category_x=True,
+                own_scale=True,
                 y_title="tokens per second",
                 hover=("latency_ms_per_token", "speedup_vs_xpu", "bottleneck"),
             ),
@@ -252,12 +235,6 @@ COST = Made(
     Figure(
         id="fig20",
         name="cost",
-        title="Cost of a million tokens",
-        evidence="simulated, assumed prices",
-        says="For machines of this size the price of the hardware, spread over its life, is tens of times the electricity: cost per token follows speed, and an "
-        "expensive memory pays if it is used.",
-        how="Electricity with overheads, and the price of dies, memories and board over three years at half load. Every price is an assumption with its "
-        "reason (<code>specs/cost.toml</code>, below): to compare systems by, not to buy by.",
         charts=(
             Chart(
                 kind="stack",
@@ -268,7 +245,12 @@ COST = Made(
                 facet="model",
                 pick={"hb_gb": 8, "batch": 4},
                 y_title="USD per million tokens",
-                hover=("cost_usd_per_million_tokens.total", "latency_ms_per_token", "energy_mj_per_token.total", "bottleneck"),
+                hover=(
+                    "cost_usd_per_million_tokens.total",
+                    "latency_ms_per_token",
+                    "energy_mj_per_token.total",
+                    "bottleneck",
+                ),
             ),
         ),
         commands=tuple(
@@ -287,7 +269,11 @@ COST = Made(
 
 def _front(_: Sources) -> Rows:
     found = _named(
-        [row for system in SYSTEMS for row in Study((system,), _ways(system), hb_gb=(4, 8, 16), batches=(1, 4, 16)).rows()]
+        [
+            row
+            for system in SYSTEMS
+            for row in Study((system,), _ways(system), hb_gb=(4, 8, 16), batches=(1, 4, 16)).rows()
+        ]
     )
     shown = [row for row in found if row["hb_gb"] != 16 or row["system"] in ("hb-xpu", "elmoe-3d")]
     return [row | {"front": mark} for row, mark in zip(shown, pareto(_one_scenario(shown)), strict=True)]
@@ -302,10 +288,6 @@ FRONT = Made(
     Figure(
         id="fig21",
         name="pareto",
-        title="Energy against latency, and who is not beaten in both",
-        evidence="simulated",
-        says="Designs with a ring are on the Pareto front of their model and batch: no other one is at least as good in both and better in one.",
-        how="Six systems with the compute of 4, 8 and (stacked ones) 16 GB, in plain decoding and with the scheme that each is for.",
         charts=(
             Chart(
                 kind="points",
@@ -346,11 +328,6 @@ GIVEN = Made(
     Figure(
         id="fig22",
         name="machines",
-        title="Real machines as one more system",
-        evidence="simulated, on measured machine files",
-        says="The same simulator on machines that were measured: their two memory tiers take the place of HB and EXT.",
-        how="Machine files as given, context 1,024, MT-Bench profiles; systems of the paper with 8 GB beside them. Models whose weights exceed a machine's memories "
-        "are missing.",
         charts=(
             Chart(
                 kind="line",

@@ -23,9 +23,9 @@ def _number(made: Made) -> int:
 
 
 def _catalogue() -> tuple[Made, ...]:
-    """Table 3 leads the section of the paper's machine; measured figures come after the paper's first one."""
+    """By section, then by number; table 3 leads its section."""
     every = (*paper_figures.FIGURES, *measured_figures.FIGURES, *beyond_figures.FIGURES)
-    sections = (paper_figures.SECTION, measured_figures.SECTION, beyond_figures.SECTION)
+    sections = (paper_figures.FIRST_SECTION, paper_figures.SECTION, beyond_figures.SECTION)
     return tuple(sorted(every, key=lambda made: (sections.index(made.figure.section), _number(made))))
 
 

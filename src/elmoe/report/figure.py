@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elmoe.errors import ConfigError, InternalError
+from elmoe.report.texts import figure_text
 
 Row = Mapping[str, Any]
 Step = str | int | Mapping[str, str]
@@ -90,6 +91,10 @@ class Chart:
     log_x: bool = False
     log_y: bool = False
     category_x: bool = False
+    lying: bool = False
+    """Bars from left to right: for long names."""
+    own_scale: bool = False
+    """Panels differ too much for one range of y."""
     middle: float | None = None
     """Of a heat map: the value between its two colours."""
     parity: bool = False
@@ -122,16 +127,29 @@ class Figure:
     """``fig14`` or ``table3``."""
     name: str
     """Another name for `--only`."""
-    title: str
-    evidence: str
-    """simulated, measured, quoted: how the numbers are known."""
-    says: str
-    """What to see in it; HTML without block elements."""
-    how: str
-    """Conditions and assumptions."""
     charts: tuple[Chart, ...]
     commands: tuple[Command, ...]
-    section: str = ""
+    section: str
+
+    @property
+    def title(self) -> str:
+        """What it shows, in one line."""
+        return figure_text(self.id, "title")
+
+    @property
+    def evidence(self) -> str:
+        """How its numbers are known: simulated, measured, quoted."""
+        return figure_text(self.id, "evidence")
+
+    @property
+    def says(self) -> str:
+        """What to see in it; HTML without block elements, numbers of the rows in braces."""
+        return figure_text(self.id, "says")
+
+    @property
+    def how(self) -> str:
+        """Conditions and assumptions; HTML without block elements."""
+        return figure_text(self.id, "how")
 
     def command(self, row: Row) -> Command | None:
         """That gives this row."""
@@ -151,6 +169,11 @@ class Figure:
 def chosen(rows: Sequence[Row], **values: Any) -> list[Row]:
     """Rows with these values."""
     return [row for row in rows if all(row.get(name) == value for name, value in values.items())]
+
+
+def suited(rows: Sequence[Row], **picks: Any) -> list[Row]:
+    """Rows with these values, or with none in their place."""
+    return [row for row in rows if all(row.get(name) in (None, value) for name, value in picks.items())]
 
 
 def select(figures: Sequence[Figure], only: str | None) -> list[Figure]:

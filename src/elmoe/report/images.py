@@ -1,23 +1,27 @@
-"""Figures as PNG and SVG for papers and slides: what the page shows first, drawn with Matplotlib. No browser is needed."""
+"""Figures as PNG and SVG for papers and slides: what the page shows first, drawn with Matplotlib, without a browser."""
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 
-from elmoe.report.figure import Chart, Figure, Row, chosen
+from elmoe.report.figure import Chart, Figure, Row, chosen, suited
 from elmoe.report.labels import FACETS, LIGHT, color_numbers, column_name, name_of
 from elmoe.trace.atomic import atomic_file
 
 SUFFIXES = ("png", "svg")
 MOST_COLUMNS = 4
 PANEL_INCHES = (3.6, 2.9)
+LABEL_WIDTH = 14
+"""Characters; names beside bars are broken at twice as many."""
 STYLES = ("-", "--", ":", "-.")
 SYMBOLS = ("o", "s", "^", "D")
 
@@ -27,14 +31,43 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def write_images(folder: Path, figure: Figure, rows: Sequence[Row], suffixes: Sequence[str]) -> list[Path]:
-    """``fig14.svg``, and ``fig3-2.svg`` for a second chart. The same rows give the same SVG."""
+def write_images(
+    folder: Path, figure: Figure, rows: Sequence[Row], suffixes: Sequence[str], input_hash: str, fresh: bool = False
+) -> list[Path]:
+    """``fig14.svg``, and ``fig3-2.svg`` for a second chart. The same rows give the same SVG.
+
+    Nothing is drawn where the folder has images of this hash: they are noted in ``fig14.json``.
+    """
+    note = folder / f"{figure.id}.json"
+    about = {"input_hash": input_hash, "suffixes": sorted(suffixes)}
+    kept = _kept(note, about)
+    if kept and not fresh:
+        return kept
+    written = _written(folder, figure, rows, suffixes)
+    document = about | {"figure": figure.id, "title": figure.title, "files": [path.name for path in written]}
+    with atomic_file(note) as file:
+        file.write(json.dumps(document, indent=1).encode())
+    return written
+
+
+def _kept(note: Path, about: dict[str, Any]) -> list[Path]:
+    """The images that a note speaks of, if they are of these inputs and there."""
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+        paths = [note.parent / name for name in found["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    same = all(found.get(name) == value for name, value in about.items())
+    return paths if same and all(path.is_file() for path in paths) else []
+
+
+def _written(folder: Path, figure: Figure, rows: Sequence[Row], suffixes: Sequence[str]) -> list[Path]:
     import matplotlib as mpl
 
     mpl.use("agg")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    settings = {"svg.hashsalt": "elmoe", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    settings: Any = {"svg.hashsalt": "elmoe", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with mpl.rc_context(settings):
         for number, chart in enumerate(figure.charts, start=1):
             drawn = _drawn(figure, chart, rows)
@@ -56,8 +89,9 @@ def _drawn(figure: Figure, chart: Chart, rows: Sequence[Row]) -> Any:
     """The chart as a Matplotlib figure; None where no row belongs to it."""
     from matplotlib.figure import Figure as Canvas
 
-    picked = dict(chart.pick)
-    shown = chosen(rows, **_present(rows, chart.where | picked, chart.where))
+    of_chart = chosen(rows, **chart.where)
+    picked = _present([*of_chart, *(chosen(rows, **chart.outline) if chart.outline else [])], chart.pick)
+    shown = suited(of_chart, **picked)
     if not shown:
         return None
     facets = list(dict.fromkeys(row[chart.facet] for row in shown)) if chart.facet else [None]
@@ -66,13 +100,16 @@ def _drawn(figure: Figure, chart: Chart, rows: Sequence[Row]) -> Any:
     wide = 1.9 if len(facets) == 1 else 1.0
     width, height = PANEL_INCHES[0] * columns * wide, PANEL_INCHES[1] * lines + 0.9
     canvas = Canvas(figsize=(width, height), layout="constrained")
-    axes = np.atleast_1d(canvas.subplots(lines, columns, squeeze=False, sharey=chart.kind != "tornado")).ravel()
+    axes = np.atleast_1d(
+        canvas.subplots(lines, columns, squeeze=False, sharey=not (chart.own_scale or chart.kind == "tornado"))
+    ).ravel()
     handles: dict[str, Any] = {}
     for axis in axes[len(facets) :]:
         axis.set_visible(False)
     for axis, facet in zip(axes, facets, strict=False):
         part = chosen(shown, **{chart.facet: facet}) if chart.facet else shown
-        DRAW[chart.kind](axis, chart, part, handles, rows)
+        outline = suited(chosen(rows, **chart.outline), **picked) if chart.outline else []
+        DRAW[chart.kind](axis, chart, part, handles, outline)
         _frame(axis, chart, part, "" if facet is None else name_of(facet, chart.facet, FACETS))
     noted = ", ".join(f"{column_name(key)} {name_of(value)}" for key, value in picked.items())
     title = f"{figure.id}: {figure.title}\n{chart.title}{f' ({noted})' if noted else ''}"
@@ -83,12 +120,12 @@ def _drawn(figure: Figure, chart: Chart, rows: Sequence[Row]) -> Any:
     return canvas
 
 
-def _present(rows: Sequence[Row], wanted: Row, fixed: Row) -> dict[str, Any]:
-    """The choices; where a first choice is not there (another model was measured) the first value that is."""
-    found = dict(wanted)
-    for column in set(wanted) - set(fixed):
-        values = [row[column] for row in chosen(rows, **fixed) if row.get(column) is not None]
-        if values and wanted[column] not in values:
+def _present(rows: Sequence[Row], pick: Row) -> dict[str, Any]:
+    """The first choices; where one is not there (another model was measured) the first value that is."""
+    found = dict(pick)
+    for column, value in pick.items():
+        values = [row[column] for row in rows if row.get(column) is not None]
+        if values and value not in values:
             found[column] = values[0]
     return found
 
@@ -96,8 +133,9 @@ def _present(rows: Sequence[Row], wanted: Row, fixed: Row) -> dict[str, Any]:
 def _frame(axis: Any, chart: Chart, rows: Sequence[Row], title: str) -> None:
     if title:
         axis.set_title(title, fontsize=9)
-    axis.set_xlabel(chart.x_title or "")
-    axis.set_ylabel(chart.y_title or "")
+    labels = (chart.y_title, chart.x_title) if chart.lying else (chart.x_title, chart.y_title)
+    axis.set_xlabel(labels[0])
+    axis.set_ylabel(labels[1])
     if chart.kind == "heat":
         return
     axis.grid(True, alpha=0.25, linewidth=0.5)
@@ -109,8 +147,10 @@ def _frame(axis: Any, chart: Chart, rows: Sequence[Row], title: str) -> None:
             axis.minorticks_off()
     if chart.log_y:
         axis.set_yscale("log")
-    elif chart.kind in ("line", "bars", "stack"):
+    elif chart.kind in ("line", "bars", "stack") and not chart.lying:
         axis.set_ylim(bottom=0)
+    if chart.y == "bytes":
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value / 1e9:g} GB")
 
 
 def short_number(value: float) -> str:
@@ -135,9 +175,14 @@ def _bars(axis: Any, chart: Chart, rows: Sequence[Row], handles: dict[str, Any],
     width = 0.8 / len(groups)
     for number, (color, dash, part) in enumerate(groups):
         at = [places[row[chart.x]] + (number - (len(groups) - 1) / 2) * width for row in part]
-        drawn = axis.bar(at, [row[chart.y] for row in part], width, color=LIGHT[colors.get(color, 0)])
+        draw = axis.barh if chart.lying else axis.bar
+        drawn = draw(at, [row[chart.y] for row in part], width, color=LIGHT[colors.get(color, 0)])
         handles.setdefault(_label(chart, color, dash), drawn)
-    _ticks(axis, list(places))
+    if chart.lying:
+        axis.set_yticks(range(len(places)), [fill(name_of(value), 2 * LABEL_WIDTH) for value in places])
+        axis.invert_yaxis()
+    else:
+        _ticks(axis, list(places))
 
 
 def _stack(axis: Any, chart: Chart, rows: Sequence[Row], handles: dict[str, Any], _: Sequence[Row]) -> None:
@@ -159,7 +204,7 @@ def _ticks(axis: Any, values: list[Any]) -> None:
     axis.set_xticks(range(len(names)), names, rotation=30 if turned else 0, ha="right" if turned else "center")
 
 
-def _heat(axis: Any, chart: Chart, rows: Sequence[Row], handles: dict[str, Any], every: Sequence[Row]) -> None:
+def _heat(axis: Any, chart: Chart, rows: Sequence[Row], handles: dict[str, Any], lines: Sequence[Row]) -> None:
     xs, ys = sorted({row[chart.x] for row in rows}), sorted({row[chart.y] for row in rows})
     grid = np.full((len(ys), len(xs)), np.nan)
     for row in rows:
@@ -176,9 +221,7 @@ def _heat(axis: Any, chart: Chart, rows: Sequence[Row], handles: dict[str, Any],
             tone = "white" if dark else "black"
             axis.text(centres[i], ys[j], f"{value:.2f}", ha="center", va="center", fontsize=6, color=tone)
     axis.set_xticks(centres, [f"{x:g}" for x in xs], fontsize=7)
-    if chart.outline:
-        picked = {name: value for name, value in chart.pick.items() if any(name in row for row in every)}
-        lines = [row for row in chosen(every, **chart.outline) if row.get("hb_gb") in (None, picked.get("hb_gb"))]
+    if lines:
         colors = color_numbers(_values(lines, chart.outline_color))
         for value in _values(lines, chart.outline_color):
             part = chosen(lines, **{chart.outline_color: value})

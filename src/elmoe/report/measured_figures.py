@@ -6,23 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from elmoe.report.figure import Chart, Command, Figure, chosen
+from elmoe.report.paper_figures import FIRST_SECTION as SECTION
 from elmoe.report.simulated import Study, command
 from elmoe.report.sources import ELASTICITY, LOCALITY, Made, Sources
 from elmoe.sim.model import SCALE_BYTES, load_model
 
 Rows = list[dict[str, Any]]
 
-SECTION = "Models, measured with the engine"
 LIMITS = ("--limit {limit}", "--max-tokens {max_tokens}", "--json")
 GRID = Command(
     ("elmoe elasticity {measured_model}", "--prompts {prompts}", *LIMITS),
     {"agreement": ("grid", {k: k for k in ("bits", "pool_fraction", "treatment", "pool")}, "agreement")},
     {"kind": "measured"},
-)
-HOW = (
-    "The embedded model has 32 experts, top-4, 28.9 M parameters: real weights, but far smaller than the paper's models, and better at some "
-    "of these texts than at others. Greedy; prompts as shipped (<code>chat</code>, <code>math</code>, <code>instructions</code>, "
-    "<code>code</code>) unless files are given."
 )
 
 
@@ -44,15 +39,19 @@ def _activation(sources: Sources) -> Rows:
     return _measured(sources, LOCALITY, "activation") + [row | {"kind": "simulated"} for row in simulated]
 
 
+def _per_token(rows: Rows) -> dict[str, float]:
+    """In how many cases speculation reads fewer experts per token."""
+    measured = chosen(rows, kind="activation")
+    cases = {(row["mode"], row["measured_model"], row["workload"], row["batch"]): row for row in measured}
+    plain = {key[1:]: row["experts_per_token"] for key, row in cases.items() if key[0] == "ar"}
+    fewer = [cases["sd", *key]["experts_per_token"] < value for key, value in plain.items()]
+    return {"fewer": sum(fewer), "points": len(fewer)}
+
+
 ACTIVATION = Made(
     Figure(
         id="fig2",
         name="activation",
-        title="Verification activates more experts than plain decoding, but not per token",
-        evidence="measured; simulated for the paper's models",
-        says="A verify pass carries a tree of tokens and so touches more experts. Divided by the tokens that it brings, speculation reads "
-        "fewer from batch 2 on with the embedded model: rejected tokens cost less than shared experts save.",
-        how=HOW + " Elastic-SD with width 2, depth 4, 8 verified tokens, half of the experts in the pool.",
         charts=(
             Chart(
                 kind="bars",
@@ -104,6 +103,7 @@ ACTIVATION = Made(
     ),
     _activation,
     (LOCALITY,),
+    _per_token,
 )
 
 
@@ -132,13 +132,6 @@ ELASTIC = Made(
     Figure(
         id="fig3",
         name="elasticity",
-        title="How often a draft of fewer bits and fewer experts agrees with its target",
-        evidence="measured; what fits is simulated",
-        says="Right of a line the draft does not fit the stacked memory of a machine that runs the named model. 4 bits lose little, and "
-        "buy twice the experts of 8 bits: that is the trade which Elastic-SD makes.",
-        how=HOW + " Agreement: share of positions at which the draft, fed from the target's own KV cache, has the same most likely token. Hot pools, "
-        "LSB-augmented slices (8 bits: whole weights). Lines: experts of the paper's INT8 models that fit 8 or 4 GB at batch 1 beside dense weights "
-        "and KV, b bits and a scale per weight; the agreement of those models is not known here. GPT-OSS has no slices to drop.",
         charts=(
             Chart(
                 kind="heat",
@@ -177,12 +170,6 @@ UNIQUE = Made(
     Figure(
         id="fig4",
         name="unique-experts",
-        title="Distinct experts inside a request and across requests",
-        evidence="measured",
-        says="Successive tokens of one request repeat experts more than tokens of different requests do: a draft tree is cheaper to verify "
-        "than a batch of as many strangers.",
-        how=HOW + " Inside: consecutive decoded tokens of one request, mean over all places. Across: one token from each of as many requests, mean "
-        "over all choices. Mean over layers.",
         charts=(
             Chart(
                 kind="line",
@@ -207,12 +194,6 @@ MISSES = Made(
     Figure(
         id="fig5",
         name="misses",
-        title="Miss rate of expert caches against batch and size",
-        evidence="measured routing, exact replay",
-        says="LRU loses more to the optimum (Belady) the larger the batch; the engine's hotness rule is close to LRU. With all experts cached "
-        "what is left are first reads.",
-        how=HOW + " Routing of plain decoding, regrouped to the batch; each layer has a cache of its own, empty at first; a pass reads its distinct experts "
-        "at once.",
         charts=(
             Chart(
                 kind="line",
@@ -263,12 +244,6 @@ POOLS = Made(
     Figure(
         id="fig6",
         name="pools",
-        title="Hot pools against random ones",
-        evidence="measured",
-        says="With half of the experts at 4 bits, a pool of the experts used last agrees {more:.0%} more often than a random one. The paper quotes about "
-        "22 % more acceptance, for its models and sizes of pools: with fewer experts per layer a random half misses more of what a token wants, so the "
-        "embedded model shows a larger difference.",
-        how=HOW + " A pool is fixed for 8 positions; hot: the most used in the 32 positions before.",
         charts=(
             Chart(
                 kind="line",
@@ -302,12 +277,6 @@ TREATMENTS = Made(
     Figure(
         id="fig7",
         name="treatments",
-        title="Augmentation against rounding, truncation and a dedicated copy",
-        evidence="measured",
-        says="The augmented slice is stored bits only, as the truncated one is; half a unit added makes a draft of it. Truncation is useless "
-        "at 4 bits and below. The paper reports that rounding collapses below 4 bits; on this model it does not.",
-        how=HOW + " All experts in the pool. <em>augment</em>: the upper bits and a constant half unit; <em>round</em>: nearest upper bits; "
-        "<em>truncate</em>: upper bits alone; <em>dedicated</em>: a copy with group scales of its own.",
         charts=(
             Chart(
                 kind="line",

@@ -1,4 +1,4 @@
-"""The methods section: every number that a simulated result hangs on, with unit, source and status, and what words mean."""
+"""The methods section: every number that a simulated result hangs on, with unit, source and status."""
 
 from __future__ import annotations
 
@@ -25,34 +25,8 @@ class Assumption:
     status: str
 
 
-@dataclass(frozen=True)
-class Definition:
-    """What a word of the report means."""
-
-    word: str
-    meaning: str
-
-
-DEFINITIONS = (
-    Definition("xPU", "The same compute with LPDDR5 only, decoding plainly: the baseline of every speedup."),
-    Definition("AR, SD", "Plain (autoregressive) decoding, one token per sequence and step; speculative decoding."),
-    Definition("speedup", "Latency per token of one sequence on the xPU in AR at the same batch and context, divided by this one's."),
-    Definition(
-        "acceptance rate", "The paper's alpha: accepted draft tokens per level of the draft tree. Accepted length = alpha x depth."
-    ),
-    Definition("waits for", "The resource that sets the pace of most of the time: inside an operator all work at once, operators follow one another."),
-    Definition("HB, EXT", "Hybrid-bonded DRAM stacked on the logic die; external LPDDR5."),
-    Definition("pool", "Experts whose upper bit slices (in AR: whole weights) lie in HB: the cache of the target and all that a draft may use."),
-    Definition("agreement", "Share of positions at which draft and target have the same most likely token, the draft fed from the target's KV cache."),
-    Definition(
-        "measured, simulated, quoted", "Counted on the engine's runs; computed by the simulator; printed in the paper (arXiv 2604.14626). Never in one column."
-    ),
-    Definition("input hash", "Of code, machine files, prompts, model and options that a figure's rows follow from: equal hashes, equal rows."),
-)
-
-
 def assumptions(files: Sequence[str] = ()) -> list[tuple[str, list[Assumption]]]:
-    """Tables of numbers: machines (of a derived one, only what differs from its base), files, DRAM, schemes, profiles, prices."""
+    """Tables of numbers: machines (of all but the first what differs from it), DRAM, schemes, profiles, prices."""
     base = load_machine("xpu").as_tables()
     found = [("xpu", _entries(base))]
     for name in (*SYSTEMS[1:], *files):

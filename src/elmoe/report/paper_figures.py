@@ -17,7 +17,8 @@ from elmoe.sim.table3 import compare, quoted_cells
 
 Rows = list[dict[str, Any]]
 
-SECTION = "The paper's machine, simulated"
+FIRST_SECTION = "Models: what they ask for, and what they allow"
+SECTION = "The paper's machine"
 OURS = ("elmoe-3d",)
 DRAFTING = tuple((scheme, "sd") for scheme in SCHEMES[1:])
 HB_SIZES = (4, 8)
@@ -40,12 +41,6 @@ INTENSITY = Made(
     Figure(
         id="fig1",
         name="intensity",
-        title="A batch hardly raises the arithmetic intensity of a Mixture of Experts",
-        evidence="simulated",
-        says="Operations per byte of weights and KV that a pass reads. The xPU of 524 TOPS and 102.4 GB/s would need 5,120 to be "
-        "kept busy; decoding 64 sequences at once reaches about a hundredth of that, because more tokens also pick more experts.",
-        how="Two operations per multiply-accumulate; FP16 attention counts as two passes of the 8-bit array. <em>decode</em>: one token "
-        "per sequence; <em>verify</em>: 13 tokens per sequence, as after an EAGLE draft.",
         charts=(
             Chart(
                 kind="line",
@@ -65,7 +60,7 @@ INTENSITY = Made(
             command(ops_per_byte=("phases", phase, "ops_per_byte"), where={"phase": phase})
             for phase in ("decode", "verify")
         ),
-        section=SECTION,
+        section=FIRST_SECTION,
     ),
     _intensity,
 )
@@ -87,12 +82,6 @@ MEMORY_MAP = Made(
     Figure(
         id="fig8",
         name="memory-map",
-        title="What lies in the stacked memory under each scheme",
-        evidence="simulated",
-        says="A separate draft takes room from the expert cache: the small model 1.6 GB and its KV, the 4-bit copy half of the dense "
-        "weights once more. Elastic-SD adds nothing, so its pool is the largest.",
-        how="Placement in the paper's order: static weights, KV cache, what the draft needs, then experts. INT8 with FP16 scales per 32 "
-        "weights, FP16 KV, context 1,024.",
         charts=(
             Chart(
                 kind="stack",
@@ -143,12 +132,6 @@ BREAKDOWN = Made(
     Figure(
         id="fig9",
         name="breakdown",
-        title="What a speculative step costs, and how many tokens it brings",
-        evidence="simulated",
-        says="Elastic-SD drafts from HB alone, so its drafts are nearly as cheap as a light head's, and it accepts several times as "
-        "many tokens. The 4-bit copy accepts most and drafts slowest: its experts come from external memory.",
-        how="Tree of width 10, depth 8, 12 verified tokens for all schemes. Accepted length = acceptance rate x depth. Acceptance of EAGLE, "
-        "small model and 4-bit copy as quoted in table 3 (MT-Bench); that of Elastic-SD follows from the pool.",
         charts=(
             Chart(
                 kind="stack",
@@ -159,7 +142,13 @@ BREAKDOWN = Made(
                 facet="model",
                 pick={"hb_gb": 8, "batch": 4},
                 y_title="ms per step",
-                hover=("mean_accepted_length", "acceptance_rate", "latency_ms_per_token", "speedup_vs_xpu", "bottleneck"),
+                hover=(
+                    "mean_accepted_length",
+                    "acceptance_rate",
+                    "latency_ms_per_token",
+                    "speedup_vs_xpu",
+                    "bottleneck",
+                ),
             ),
             Chart(
                 kind="bars",
@@ -183,11 +172,6 @@ LATENCY = Made(
     Figure(
         id="fig10",
         name="phases",
-        title="Draft and verify latency against batch and HB size",
-        evidence="simulated",
-        says="With twice the HB the draft halves: capacity comes with banks, and banks with bandwidth. Verification is bound by external "
-        "memory, which a larger pool relieves.",
-        how="All draft passes of a step together, one verify pass. One PE and one bank per 0.25 GB.",
         charts=(
             Chart(
                 kind="line",
@@ -219,13 +203,6 @@ MODEL_LOCALITY = Made(
     Figure(
         id="fig11",
         name="model-locality",
-        title="Distinct experts and misses of the paper's four models",
-        evidence="simulated",
-        says="A verify pass of 13 tokens per sequence reads more distinct experts than plain decoding, but fewer than as many strangers "
-        "would. In SD the pool cannot hit more than it holds, so misses grow with the batch.",
-        how="Profiles calibrated on the 4 GB half of table 3: uniform choice for distinct experts, a power law and Che's approximation for "
-        "misses. In plain decoding the misses follow the paper's rule, the miss ratio of single accesses, and so do not depend on the "
-        "batch except through the room that KV leaves.",
         charts=(
             Chart(
                 kind="line",
@@ -269,12 +246,6 @@ DIE = Made(
     Figure(
         id="fig12",
         name="area",
-        title="Area of a PE, by part",
-        evidence="synthesised",
-        says="LSB augmentation adds {overhead:.2%} to the PE. The exact group scale, which keeps the result bit-identical with the engine, is larger "
-        "than the dot products. The paper quotes 93 % of the die for its PEs; this model has nothing but PEs, so the two cannot be compared.",
-        how="ASAP7 cells after synthesis, no wires and no clock tree; each part says whether it was measured, extrapolated or published "
-        "(docs/rtl.md). Vector unit, HB controller and links are not in it.",
         charts=(
             Chart(
                 kind="bars",
@@ -282,6 +253,7 @@ DIE = Made(
                 x="part",
                 y="um2",
                 color="design",
+                lying=True,
                 y_title="um2",
                 hover=("status", "source"),
             ),
@@ -306,19 +278,21 @@ def _pe(rows: Rows, design: str) -> float:
     return float(sum(row["um2"] for row in chosen(rows, design=design)))
 
 
-
 def _schemes(_: Sources) -> Rows:
     return Study(OURS, DRAFTING, hb_gb=HB_SIZES).rows(["mean_accepted_length"])
+
+
+def _over_eagle(rows: Rows) -> dict[str, float]:
+    """Ratio of Elastic-SD to EAGLE-SD at batch 4 and more, both HB sizes."""
+    speed = {(r["scheme"], r["model"], r["hb_gb"], r["batch"]): r["speedup_vs_xpu"] for r in rows if r["batch"] >= 4}
+    ratios = [speed[key] / speed["eagle", *key[1:]] for key in speed if key[0] == "elastic" and key[3] != 2]
+    return {"mean": sum(ratios) / len(ratios), "most": max(ratios)}
 
 
 SCHEME_SPEED = Made(
     Figure(
         id="fig13",
         name="schemes",
-        title="Four ways to speculate on the same machine",
-        evidence="simulated",
-        says="From batch 4 on Elastic-SD is {mean:.2f} times as fast as EAGLE-SD on average (the paper quotes 1.45) and {most:.2f} times at most (quoted: 2.08).",
-        how="All on ELMoE-3D, same tree, same HB. MT-Bench acceptance.",
         charts=(
             Chart(
                 kind="bars",
@@ -338,16 +312,8 @@ SCHEME_SPEED = Made(
         section=SECTION,
     ),
     _schemes,
-    facts=lambda rows: _over_eagle(rows),
+    facts=_over_eagle,
 )
-
-
-def _over_eagle(rows: Rows) -> dict[str, float]:
-    """Ratio of Elastic-SD to EAGLE-SD at batch 4 and more, both HB sizes."""
-    speed = {(r["scheme"], r["model"], r["hb_gb"], r["batch"]): r["speedup_vs_xpu"] for r in rows if r["batch"] >= 4}
-    ratios = [speed[key] / speed["eagle", *key[1:]] for key in speed if key[0] == "elastic" and key[3] != 2]
-    return {"mean": sum(ratios) / len(ratios), "most": max(ratios)}
-
 
 
 def _speedup(_: Sources) -> Rows:
@@ -367,26 +333,29 @@ SPEEDUP = Made(
     Figure(
         id="fig14",
         name="speedup",
-        title="Speedup over the xPU: six systems, four models, four workloads",
-        evidence="simulated",
-        says="At 8 GB ELMoE-3D in its better mode averages {mean:.1f} times the xPU. Plain decoding wins at small batches, where HB caches most of "
-        "what is needed; speculation wins at large ones.",
-        how="Plain decoding (AR) without any draft in memory, and speculation (SD): Elastic-SD on ELMoE-3D, EAGLE-SD on the others. Same "
-        "compute in all systems. The four workloads are equal here, because acceptance rates are at hand for MT-Bench alone.",
         charts=(
-            Chart(
-                kind="line",
-                title="Speedup over the xPU",
-                x="batch",
-                y="speedup_vs_xpu",
-                color="system",
-                dash="mode",
-                facet="model",
-                pick={"hb_gb": 8, "workload": "mt-bench"},
-                log_x=True,
-                x_title="batch",
-                y_title="speedup over xPU",
-                hover=("scheme", "latency_ms_per_token", "energy_mj_per_token.total", "acceptance_rate", "bottleneck"),
+            *(
+                Chart(
+                    kind="line",
+                    title=title,
+                    x="batch",
+                    y="speedup_vs_xpu",
+                    color="system",
+                    facet="model",
+                    where={"mode": mode},
+                    pick={"hb_gb": 8, "workload": "mt-bench"},
+                    log_x=True,
+                    x_title="batch",
+                    y_title="speedup over xPU",
+                    hover=(
+                        "scheme",
+                        "latency_ms_per_token",
+                        "energy_mj_per_token.total",
+                        "acceptance_rate",
+                        "bottleneck",
+                    ),
+                )
+                for mode, title in (("ar", "Plain decoding"), ("sd", "Speculation"))
             ),
         ),
         commands=(command("speedup_vs_xpu", "latency_ms_per_token", "energy_mj_per_token.total"),),
@@ -416,12 +385,6 @@ ENERGIES = Made(
     Figure(
         id="fig15",
         name="energy",
-        title="Where the energy of a token goes",
-        evidence="simulated",
-        says="External memory takes most of the xPU's energy; what HB serves costs a ninth per bit. Static power is an assumption and a "
-        "third of the xPU's energy at batch 1.",
-        how="mJ per token: multiply-accumulates, bits of both memories, bits over links, static power times time. Energies per operation "
-        "are assumed where the paper does not say (see the machines below).",
         charts=(
             Chart(
                 kind="stack",
@@ -474,12 +437,6 @@ TABLE3 = Made(
     Figure(
         id="table3",
         name="table-3",
-        title="Table 3: speedup of every scheme, plain and speculative",
-        evidence="simulated, beside quoted",
-        says="Mean deviation, |ln(simulated / quoted)|, over the 4 GB half: {ar:.0%} in plain decoding, {sd:.0%} in speculative decoding. Cells that differ by more than "
-        "15 % are listed with the reason.",
-        how="MT-Bench, context 1,024. 4 GB: simulated with the quoted acceptance rates as input, and the profiles calibrated on these "
-        "very cells (docs/validation.md). 8 GB: simulated only; no quoted numbers are used, and Elastic-SD's acceptance follows from the pool.",
         charts=(
             Chart(
                 kind="points",

@@ -1,4 +1,4 @@
-"""The page that `elmoe reproduce` writes: every figure, interactive, in one HTML file that needs no server and no network.
+"""The page that `elmoe reproduce` writes: all figures, interactive, in one HTML file without server and network.
 
 The same report gives the same bytes. Charts are drawn in the browser by plotly.js from the rows that the page carries
 (`templates/reproduce.js`); this module knows nothing about how rows came about.
@@ -22,8 +22,9 @@ from elmoe.errors import ConfigError
 from elmoe.report import labels
 from elmoe.report.deviations import LIMIT, Deviation
 from elmoe.report.figure import Chart, Figure, Row, chosen
-from elmoe.report.methods import Assumption, Definition
+from elmoe.report.methods import Assumption
 from elmoe.report.store import version
+from elmoe.report.texts import definitions
 from elmoe.sim.headline import QUOTED, QUOTED_MT_BENCH, Gain, Headline
 from elmoe.trace.atomic import atomic_file, storage_errors
 
@@ -66,7 +67,6 @@ class Reproduction:
     """One per HB size, the largest last; empty where nobody asked."""
     deviations: Sequence[Deviation]
     assumptions: Sequence[tuple[str, Sequence[Assumption]]]
-    definitions: Sequence[Definition]
     command: str
     """That made the report."""
 
@@ -100,6 +100,7 @@ def render_page(report: Reproduction) -> str:
         version=version(),
         limit=LIMIT,
         sections=[(name, [one for one in report.figures if one.figure.section == name]) for name in sections],
+        definitions=definitions(),
         table3=_table3(report.figures),
         headline=_headline_rows(report.headlines),
         filters={name: list(_values(rows, name)) for name in ("model", "workload", "system")},
@@ -160,7 +161,7 @@ def _chart(chart: Chart) -> dict[str, Any]:
 
 
 def _column(values: Sequence[Any]) -> Any:
-    """Numbers as they are, rounded; texts as a dictionary and the numbers of its entries; one value for all as itself."""
+    """Numbers, rounded; texts as a dictionary and the numbers of its entries; one value for all as itself."""
     rounded = [float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value for value in values]
     different = list(dict.fromkeys(rounded))
     if len(different) <= 1:
@@ -180,7 +181,13 @@ def _headline_rows(found: Sequence[Headline]) -> list[dict[str, Any]]:
         return []
     largest = found[-1]
     rows = []
-    for name in ("speedup_vs_xpu", "speedup_vs_best_prior", "energy_vs_xpu", "energy_vs_best_prior", "speedup_vs_hb_xpu"):
+    for name in (
+        "speedup_vs_xpu",
+        "speedup_vs_best_prior",
+        "energy_vs_xpu",
+        "energy_vs_best_prior",
+        "speedup_vs_hb_xpu",
+    ):
         gain: Gain = getattr(largest, name)
         quoted = QUOTED.get(name)
         rows.append(
@@ -225,9 +232,9 @@ def _table3(figures: Sequence[Drawn]) -> dict[str, Any] | None:
         here = chosen(drawn.rows, hb_gb=hb_gb)
         for model in _values(here, "model"):
             for scheme in _values(here, "scheme"):
-                cells = {
-                    (row["mode"], row["batch"]): dict(row) for row in chosen(here, model=model, scheme=scheme)
-                }
-                lines.append(TableRow(model, labels.name_of(scheme), float(hb_gb), [cells.get(key, {}) for key in keys]))
+                cells = {(row["mode"], row["batch"]): dict(row) for row in chosen(here, model=model, scheme=scheme)}
+                lines.append(
+                    TableRow(model, labels.name_of(scheme), float(hb_gb), [cells.get(key, {}) for key in keys])
+                )
         tables.append((float(hb_gb), any(row["quoted"] is not None for row in here), lines))
     return {"batches": batches, "tables": tables}

@@ -103,9 +103,7 @@ def command(*columns: str, where: dict[str, Any] | None = None, **paths: tuple[S
     return Command(PARTS, values, where or {})
 
 
-def long_rows(
-    found: Sequence[dict[str, Any]], parts: dict[str, str], name: str, value: str
-) -> list[dict[str, Any]]:
+def long_rows(found: Sequence[dict[str, Any]], parts: dict[str, str], name: str, value: str) -> list[dict[str, Any]]:
     """One row per part: its label in the column `name`, its number, of the column `parts[label]`, in `value`."""
     drop = set(parts.values())
     return [

@@ -9,8 +9,9 @@ from typing import Any
 from elmoe.report.figure import Figure, Row
 
 ELASTICITY, LOCALITY, AREA, MACHINES = "elasticity", "locality", "area", "machines"
-"""Names of sources. elasticity, locality: rows of `elmoe elasticity` and `elmoe locality` with the columns `measured_model`,
-`prompts`, `workload`, `limit` and `max_tokens`; area: the parts of `elmoe rtl area`; machines: `GivenMachine`."""
+"""Names of sources. elasticity, locality: rows of `elmoe elasticity` and `elmoe locality` with the columns
+`measured_model`, `prompts`, `workload`, `limit` and `max_tokens`; area: the parts of `elmoe rtl area`; machines:
+`GivenMachine`."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Rows of figures on disk, and whether they are still those of their inputs. Nothing unchanged is computed again.
 
-``data/fig14.parquet`` carries in its metadata the hash of everything that its rows follow from; ``data/fig14.csv`` is the
-same for other tools. Knows nothing about figures but their names.
+``data/fig14.parquet`` carries in its metadata the hash of everything that its rows follow from; ``data/fig14.csv`` is
+the same for other tools. Knows nothing about figures but their names.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from elmoe.sim.write_rows import write_rows
 
 Rows = list[dict[str, Any]]
 CODE = (".py", ".toml", ".json", ".csv")
-SIMULATOR = ("errors.py", "quant", "models", "trace", "sim", "report")
-"""Rooms whose code decides what a simulated figure says."""
+FIGURES = tuple(f"report/{name}_figures.py" for name in ("paper", "measured", "beyond"))
+SIMULATOR = ("errors.py", "quant", "models", "trace", "sim", "report/simulated.py", *FIGURES)
+"""Code that decides what rows figures have."""
+DRAWING = ("report/images.py", "report/labels.py", "report/texts.toml", *FIGURES)
+"""Code that decides what images look like."""
 HASH_DIGITS = 16
 
 

@@ -1,7 +1,7 @@
 """What a token costs: electricity, and the machine's price spread over the tokens of its life.
 
-Prices are data (`specs/cost.toml`): orders of magnitude that nobody quotes for such machines, each with its reason. Knows
-nothing about how time and energy come about.
+Prices are data (`specs/cost.toml`): orders of magnitude that nobody quotes for such machines, each with its reason.
+Knows nothing about how time and energy come about.
 """
 
 from __future__ import annotations

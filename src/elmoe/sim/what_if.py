@@ -42,8 +42,8 @@ def what_if(
         if name not in known:
             raise ConfigError(f"--vary: unknown field {name!r}{nearest(name, known)}")
         if section in SCHEME_SECTIONS:
-            changed = _changed(getattr(specs, section), field, value, f"--vary {name}")
-            specs = replace(specs, **{section: changed})
+            changed: Any = {section: _changed(getattr(specs, section), field, value, f"--vary {section}")}
+            specs = replace(specs, **changed)
             continue
         made = [
             machine if getattr(machine, section) is None else with_settings(machine, [(name, value)], "--vary")

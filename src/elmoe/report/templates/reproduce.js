@@ -30,6 +30,8 @@ function rowsOf(id) {
 }
 
 const matches = (row, wanted) => Object.entries(wanted).every(([name, value]) => row[name] === value);
+// A choice that a row has no value for does not concern it.
+const suits = (row, picks) => Object.entries(picks).every(([name, value]) => row[name] === null || row[name] === undefined || row[name] === value);
 const unique = (rows, name) => (name ? [...new Set(rows.map((row) => row[name]))] : [undefined]);
 
 // --- words ---
@@ -140,8 +142,8 @@ class ChartView {
     view.className = "view";
     this.element.append(view);
     const all = this.filtered(this.base());
-    view.append(this.controls(all));
-    const rows = all.filter((row) => matches(row, this.picks));
+    view.append(this.controls([...all, ...this.outlined()]));
+    const rows = all.filter((row) => suits(row, this.picks));
     if (!rows.length) {
       const none = document.createElement("p");
       none.className = "none";
@@ -157,7 +159,7 @@ class ChartView {
     panels.className = `panels ${facets.length === 1 ? "single" : ""} ${this.chart.kind} ${this.chart.kind === "tornado" ? "wide" : ""}`;
     view.append(panels);
     const span = this.span(rows);
-    for (const facet of facets) {
+    const plots = facets.map((facet) => {
       const panel = document.createElement("div");
       panel.className = "panel";
       if (facet !== undefined) {
@@ -169,8 +171,9 @@ class ChartView {
       plot.className = "plot";
       panel.append(plot);
       panels.append(panel);
-      this.plot(plot, facet === undefined ? rows : rows.filter((row) => row[this.chart.facet] === facet), span);
-    }
+      return [plot, facet === undefined ? rows : rows.filter((row) => row[this.chart.facet] === facet)];
+    });
+    plots.forEach(([plot, part]) => this.plot(plot, part, span));  // when all are there, each has its final width
   }
 
   controls(rows) {
@@ -207,7 +210,7 @@ class ChartView {
   legend(rows) {
     const list = document.createElement("ul");
     list.className = "legend";
-    const entries = this.chart.kind === "heat" ? this.outlines() : this.series(rows);
+    const entries = this.chart.kind === "heat" ? this.outlines() : this.series(rows).filter((one) => one.color !== "base");
     if (entries.length < 2) return list;
     for (const entry of entries) {
       const name = [[entry.color, this.chart.kind === "heat" ? "" : this.chart.color], [entry.dash, this.chart.dash]]
@@ -238,10 +241,12 @@ class ChartView {
     return `<svg width="12" height="12" aria-hidden="true"><rect width="12" height="12" rx="${round}" fill="${tone}"/></svg>`;
   }
 
+  outlined() {
+    return this.chart.outline ? this.filtered(rowsOf(this.id).filter((row) => matches(row, this.chart.outline))) : [];
+  }
+
   outlines() {
-    if (!this.chart.outline) return [];
-    const lines = this.filtered(rowsOf(this.id).filter((row) => matches(row, this.chart.outline)))
-      .filter((row) => this.picks.hb_gb === undefined || row.hb_gb === this.picks.hb_gb);
+    const lines = this.outlined().filter((row) => suits(row, this.picks));
     const values = unique(lines, this.chart.outline_color);
     const tones = colorsOf(values);
     return values.map((value) => ({ color: value, key: String(value), tone: tones.get(value), rows: lines.filter((row) => row[this.chart.outline_color] === value) }));
@@ -250,7 +255,7 @@ class ChartView {
   // One range for all panels, so that they can be compared.
   span(rows) {
     const { kind, y, log_y: log } = this.chart;
-    if (kind === "heat" || kind === "tornado" || kind === "points") return undefined;
+    if (kind === "heat" || kind === "tornado" || kind === "points" || this.chart.own_scale) return undefined;
     let values = rows.map((row) => row[y]);
     if (kind === "stack") {
       const sums = {};
@@ -288,6 +293,8 @@ class ChartView {
         x.ticktext = ticks.map((tick) => (tick >= 1024 ? `${tick / 1024}k` : number(tick)));
       } else { x.nticks = 5; x.dtick = "D2"; }
     }
+    if (chart.own_scale) y.rangemode = "tozero";
+    if (chart.y === "bytes") { y.tickformat = ".2s"; y.ticksuffix = "B"; }
     if (chart.log_y) { y.type = "log"; y.dtick = "D2"; }
     if (chart.kind === "heat") {
       x.showgrid = y.showgrid = false;
@@ -295,6 +302,10 @@ class ChartView {
       if (!chart.category_x) { x.tickvals = values; x.ticktext = values.map(number); x.range = edges(values); }
       y.tickvals = [...new Set(rows.map((row) => row[chart.y]))];
       delete y.range;
+    }
+    if (chart.lying) {
+      x.type = "linear"; x.title.text = chart.y_title; x.range = span;
+      y.type = "category"; y.autorange = "reversed"; y.title = undefined; delete y.range;
     }
     if (chart.kind === "tornado") { y.tickfont = { size: 10 }; y.title = undefined; delete y.range; }
     return {
@@ -321,7 +332,18 @@ function common(view, part) {
   };
 }
 
-const short = (value) => (typeof value === "string" ? valueName(value, "") : value);
+const LABEL_WIDTH = 22;
+
+// A name beside or under a bar; a long one broken into lines.
+function short(value) {
+  const name = typeof value === "string" ? valueName(value, "") : String(value);
+  const lines = [""];
+  for (const word of name.split(" ")) {
+    if (lines.at(-1).length + word.length > LABEL_WIDTH) lines.push("");
+    lines[lines.length - 1] += `${lines.at(-1) ? " " : ""}${word}`;
+  }
+  return lines.filter(Boolean).join("<br>");
+}
 
 const TRACES = {
   line(view, rows) {
@@ -336,10 +358,11 @@ const TRACES = {
   },
   bars(view, rows) {
     const { chart } = view;
-    return view.series(rows).filter((one) => !view.hidden.has(one.key)).map((one) => ({
-      ...common(view, one.rows), type: "bar", x: one.rows.map((row) => short(row[chart.x])), y: one.rows.map((row) => row[chart.y]),
-      marker: { color: view.tone(one.color) },
-    }));
+    return view.series(rows).filter((one) => !view.hidden.has(one.key)).map((one) => {
+      const [names, values] = [one.rows.map((row) => short(row[chart.x])), one.rows.map((row) => row[chart.y])];
+      const place = chart.lying ? { orientation: "h", x: values, y: names } : { x: names, y: values };
+      return { ...common(view, one.rows), type: "bar", ...place, marker: { color: view.tone(one.color) } };
+    });
   },
   stack(view, rows) { return TRACES.bars(view, rows); },
   points(view, rows) {

@@ -5,51 +5,29 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from elmoe.checkpoint.manifest import MANIFEST_FILE
-from elmoe.checkpoint.resolve import resolve
 from elmoe.cli.console import Json, emit_json, err, out, progress_bar, say, table
-from elmoe.cli.measurements import DraftMeter, elasticity_row, measure_locality
-from elmoe.cli.prompts import PROMPT_SETS, Given, prompt_file, read_jsonl
+from elmoe.cli.report_sources import gather, prompt_sets
 from elmoe.errors import ConfigError, StorageError
 from elmoe.report import images
 from elmoe.report.catalogue import draw, wanted
 from elmoe.report.deviations import headline_deviations, table3_deviations
-from elmoe.report.figure import Row
 from elmoe.report.methods import assumptions
 from elmoe.report.reproduction import Drawn, Reproduction, plotly_js, write_page
-from elmoe.report.sources import AREA, ELASTICITY, LOCALITY, GivenMachine, Made, Sources
-from elmoe.report.store import DRAWING, Store, Stored, code_hash, file_hash, hash_of
-from elmoe.rtl.designs import Design
-from elmoe.rtl.pe_model import area_parts, measured
+from elmoe.report.sources import GivenMachine, Made, Sources
+from elmoe.report.store import DRAWING, Store, code_hash, file_hash, hash_of
 from elmoe.sim.headline import QUOTED as QUOTED_HEADLINE
 from elmoe.sim.headline import Headline, headline
 from elmoe.sim.spec import load_machine
 
-ENGINE = ("errors.py", "quant", "models", "checkpoint", "backend", "engine", "trace", "sim", "cli/measurements.py")
-"""Code that decides what is measured."""
-LOCALITY_LIMIT, LOCALITY_TOKENS = 16, 48
-ELASTICITY_TOKENS = 40
-PES = 16
 NONE = "none"
-
-
-@dataclass(frozen=True)
-class PromptSet:
-    """Prompts of one workload."""
-
-    name: str
-    path: str
-    """As `--prompts` takes it."""
-    prompts: list[Given]
-    digest: str
 
 
 def reproduce(
@@ -84,10 +62,29 @@ def reproduce(
     plotly_js()
     suffixes = _image_kinds(pictures)
     machines = [*_shipped_machines(), *(_given_machine(path) for path in this_machine or [])]
-    sets = _prompt_sets(prompts)
+    sets = prompt_sets(prompts)
     _make_folder(folder)
-    sources = _gather(figures, model or ["tiny"], sets, limit, machines, Store(folder / "data" / "measured", fresh))
-    store = Store(folder / "data", fresh)
+    found = gather(figures, model or ["tiny"], sets, limit, Store(folder / "data" / "measured", fresh))
+    sources = Sources(found.rows, found.digests, tuple(machines))
+    drawn, left_out = _drawn(figures, sources, Store(folder / "data", fresh))
+    averages = [headline(hb_gb) for hb_gb in (4.0, 8.0)]
+    report = _report(drawn, left_out, averages, machines, with_headline)
+    page = folder / "report.html"
+    write_page(page, report)
+    written = _write_images(folder / "images", drawn, suffixes, fresh)
+    seconds = time.perf_counter() - started
+    if json:
+        emit_json(_document(report, averages[-1], page, written, seconds))
+        return
+    if with_headline:
+        _show_averages(averages[-1])
+    for name, why in left_out.items():
+        say(f"left out: {name}: {why}", err)
+    say(f"{page}: {len(drawn)} figures, {page.stat().st_size / 1e6:.1f} MB, {len(written)} images, {seconds:.0f} s")
+
+
+def _drawn(figures: Sequence[Made], sources: Sources, store: Store) -> tuple[list[Drawn], dict[str, str]]:
+    """Figures with rows, and those left out; with a bar, and a line for each on standard error."""
     with progress_bar("figures") as progress:
         count = 0
 
@@ -97,148 +94,29 @@ def reproduce(
             progress(count, len(figures))
             say(f"{one.figure.id} {one.figure.name}: {len(one.rows)} rows{' (kept)' if kept else ''}", err)
 
-        drawn, left_out = draw(figures, sources, store, done)
-    averages = [headline(hb_gb) for hb_gb in (4.0, 8.0)]
+        return draw(figures, sources, store, done)
+
+
+def _report(
+    drawn: list[Drawn],
+    left_out: dict[str, str],
+    averages: list[Headline],
+    machines: list[GivenMachine],
+    with_headline: bool,
+) -> Reproduction:
     deviations = table3_deviations() if any(one.figure.id == "table3" for one in drawn) else []
     deviations += headline_deviations(averages[-1]) if with_headline else []
-    report = Reproduction(
+    return Reproduction(
         figures=drawn,
         left_out=left_out,
         headlines=averages if with_headline else [],
         deviations=deviations,
-        assumptions=assumptions([one.path for one in sources.machines]),
+        assumptions=assumptions([one.path for one in machines]),
         command=shlex.join(["elmoe", *sys.argv[1:]]) if sys.argv[1:2] == ["reproduce"] else "elmoe reproduce",
     )
-    page = folder / "report.html"
-    write_page(page, report)
-    written = _write_images(folder / "images", drawn, suffixes, fresh)
-    seconds = time.perf_counter() - started
-    if json:
-        emit_json(_document(report, averages[-1], page, written, seconds, with_headline))
-        return
-    if with_headline:
-        _show_averages(averages[-1])
-    for name, why in left_out.items():
-        say(f"left out: {name}: {why}", err)
-    say(f"{page}: {len(drawn)} figures, {page.stat().st_size / 1e6:.1f} MB, {len(written)} images, {seconds:.0f} s")
-
-
-# --- sources ---
-
-
-def _gather(
-    figures: Sequence[Made],
-    models: list[str],
-    sets: list[PromptSet],
-    limit: int,
-    machines: list[GivenMachine],
-    store: Store,
-) -> Sources:
-    """What the figures need and nobody but the command line may fetch."""
-    needed = {name for made in figures for name in made.needs}
-    rows: dict[str, Sequence[Row]] = {}
-    digests: dict[str, str] = {}
-    gatherers: dict[str, Callable[[str], list[Stored]]] = {
-        ELASTICITY: lambda model: _elasticity(model, sets, limit, store),
-        LOCALITY: lambda model: _locality(model, sets, store),
-    }
-    for name, gather in gatherers.items():
-        if name in needed:
-            found = [stored for model in models for stored in gather(model)]
-            rows[name] = [row for stored in found for row in stored.rows]
-            digests[name] = hash_of([stored.input_hash for stored in found])
-    if AREA in needed:
-        rows[AREA], digests[AREA] = _area_rows(), code_hash(("rtl",))
-    return Sources(rows, digests, tuple(machines))
-
-
-def _elasticity(model: str, sets: list[PromptSet], limit: int, store: Store) -> list[Stored]:
-    """Agreement of drafts, one table per prompt set. The engine is opened when the first one is not there yet."""
-    meters: list[DraftMeter] = []
-
-    def build(one: PromptSet) -> list[dict[str, Any]]:
-        if not meters:
-            meters.append(DraftMeter(model))
-        given = one.prompts[:limit]
-        with progress_bar(f"drafts of {model} on {one.name}") as progress:
-            found = meters[0].measure(given, ELASTICITY_TOKENS, progress=progress)
-        about = _about(model, one, limit, ELASTICITY_TOKENS)
-        return [{"kind": "measured"} | about | elasticity_row(cell) for cell in found.cells]
-
-    return _measured(ELASTICITY, model, sets, (limit, ELASTICITY_TOKENS), store, build)
-
-
-def _locality(model: str, sets: list[PromptSet], store: Store) -> list[Stored]:
-    """Routing, one table per prompt set."""
-
-    def build(one: PromptSet) -> list[dict[str, Any]]:
-        given = one.prompts[:LOCALITY_LIMIT]
-        with progress_bar(f"routing of {model} on {one.name}") as progress:
-            found = measure_locality(model, given, LOCALITY_TOKENS, progress=progress)
-        about = _about(model, one, LOCALITY_LIMIT, LOCALITY_TOKENS)
-        return [{"kind": part} | about | row for part in ("activation", "unique", "misses") for row in found[part]]
-
-    return _measured(LOCALITY, model, sets, (LOCALITY_LIMIT, LOCALITY_TOKENS), store, build)
-
-
-def _measured(
-    what: str,
-    model: str,
-    sets: list[PromptSet],
-    settings: tuple[int, int],
-    store: Store,
-    build: Callable[[PromptSet], list[dict[str, Any]]],
-) -> list[Stored]:
-    with progress_bar("converting") as progress:
-        weights = file_hash(resolve(model, progress) / MANIFEST_FILE)
-    found = []
-    for one in sets:
-        input_hash = hash_of(what, weights, model, one.name, one.path, one.digest, settings, code_hash(ENGINE))
-        name = f"{what}-{Path(model).stem}-{one.name}"
-        stored = store.rows(name, input_hash, lambda one=one: build(one), {"model": model})  # type: ignore[misc]
-        say(f"{what} of {model} on {one.name}: {len(stored.rows)} rows{' (kept)' if stored.kept else ''}", err)
-        found.append(stored)
-    return found
-
-
-def _about(model: str, one: PromptSet, limit: int, max_tokens: int) -> dict[str, Any]:
-    return {
-        "measured_model": model,
-        "workload": one.name,
-        "prompts": one.path,
-        "limit": limit,
-        "max_tokens": max_tokens,
-    }
-
-
-def _area_rows() -> list[dict[str, Any]]:
-    """Parts of a PE, as `elmoe rtl area` has them."""
-    numbers = measured()
-    return [
-        {"design": design.value, "pes": PES, "um2": part.high, "status": part.known.value}
-        | {"part": part.name, "source": part.source}
-        for design in (Design.CONVENTIONAL, Design.AUGMENTED)
-        for part in area_parts(design, numbers)
-    ]
 
 
 # --- options ---
-
-
-def _prompt_sets(given: list[str] | None) -> list[PromptSet]:
-    """Prompts by workload. ConfigError for what is no NAME=FILE, or a name that comes twice."""
-    pairs = [text.partition("=") for text in given or [f"{name}={name}" for name in PROMPT_SETS]]
-    names = [name for name, _, _ in pairs]
-    for name, equals, path in pairs:
-        if not equals or not name or not path:
-            raise ConfigError(f"--prompts: cannot read {name + equals + path!r}; write for example code=my_code.jsonl")
-        if names.count(name) > 1:
-            raise ConfigError(f"--prompts: {name!r} is given twice; one file per workload")
-    found = []
-    for name, _, path in pairs:
-        file = prompt_file(Path(path))
-        found.append(PromptSet(name, path, read_jsonl(file), file_hash(file)))
-    return found
 
 
 def _shipped_machines() -> list[GivenMachine]:
@@ -294,7 +172,7 @@ def _write_images(folder: Path, drawn: Sequence[Drawn], suffixes: tuple[str, ...
 
 
 def _document(
-    report: Reproduction, average: Headline, page: Path, written: Sequence[Path], seconds: float, named: bool
+    report: Reproduction, average: Headline, page: Path, written: Sequence[Path], seconds: float
 ) -> dict[str, Any]:
     details = {
         one.figure.id: {
@@ -311,7 +189,7 @@ def _document(
     gains = {name: asdict(getattr(average, name)) for name in QUOTED_HEADLINE}
     quoted = {name: {"mean": gain.mean, "largest": gain.largest} for name, gain in QUOTED_HEADLINE.items()}
     return {
-        "figures": [*([] if not named else ["headline"]), *details],
+        "figures": [*(["headline"] if report.headlines else []), *details],
         "headline": {name: gain["mean"] for name, gain in gains.items()},
         "headline_simulated": gains,
         "headline_quoted": quoted,

@@ -14,7 +14,7 @@ from elmoe.errors import ConfigError
 from elmoe.sim.cost import prices
 from elmoe.sim.dram import load_device
 from elmoe.sim.model import MODELS, SimModel, load_model, model_from_shape
-from elmoe.sim.play_layer import play_layer
+from elmoe.sim.play_layer import PlayedLayer, play_layer
 from elmoe.sim.profile import (
     DEFAULT_ORIGIN,
     Profile,
@@ -114,11 +114,15 @@ def simulate(
         emit_json({"rows": found, "config": config} | ({} if played is None else {"layer": played.as_dict()}))
         return
     _show(found)
-    if played is not None:
-        found_us, fast_us = played.timing.total_ns * 1e-3, played.fast_ns * 1e-3
-        say(f"{timeline}: one MoE layer in {found_us:.1f} us, by the fast formula {fast_us:.1f} us")
+    if timeline is not None and played is not None:
+        _say_layer(timeline, played)
     if output is not None:
         say(f"{output}: {len(found)} rows", err)
+
+
+def _say_layer(timeline: Path, played: PlayedLayer) -> None:
+    found_us, fast_us = played.timing.total_ns * 1e-3, played.fast_ns * 1e-3
+    say(f"{timeline}: one MoE layer in {found_us:.1f} us, by the fast formula {fast_us:.1f} us")
 
 
 def _config(machines: list[Machine], loads: list[tuple[SimModel, Profile, str]], specs: SchemeSpecs) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from elmoe.report import beyond_figures, measured_figures, paper_figures
-from elmoe.report.figure import Figure, select
+from elmoe.report.figure import select
 from elmoe.report.reproduction import Drawn
 from elmoe.report.sources import AREA, ELASTICITY, LOCALITY, MACHINES, Made, Sources
 from elmoe.report.store import SIMULATOR, Store, code_hash, hash_of
@@ -39,8 +39,7 @@ def wanted(only: str | None) -> tuple[list[Made], bool]:
     if only is None:
         return list(CATALOGUE), True
     names = [name.strip() for name in only.split(",")]
-    rest = ",".join(name for name in names if name != HEADLINE)
-    figures: Sequence[Figure] = select([made.figure for made in CATALOGUE], rest) if rest else []
+    figures = select([made.figure for made in CATALOGUE], [name for name in names if name != HEADLINE])
     return [made for made in CATALOGUE if made.figure in figures], HEADLINE in names
 
 

@@ -75,8 +75,8 @@ def _reuse_reason(needed: float | None, without: float) -> str:
     if needed is not None:
         return shared + f"this cell would need {needed:.2f}."
     return (
-        f"{shared}no other explains this cell: without any it is at {without:.2f}, its verify pass reading nearly every "
-        "expert. Its draft passes must be slower there than ours."
+        f"{shared}no other explains this cell: without any it is at {without:.2f}, its verify pass reading nearly all "
+        "experts. Its draft passes must be slower there than ours."
     )
 
 

@@ -176,13 +176,11 @@ def suited(rows: Sequence[Row], **picks: Any) -> list[Row]:
     return [row for row in rows if all(row.get(name) in (None, value) for name, value in picks.items())]
 
 
-def select(figures: Sequence[Figure], only: str | None) -> list[Figure]:
-    """The figures named in ``table3,fig14``, in the page's order; all without. ConfigError for an unknown name."""
-    if only is None:
-        return list(figures)
+def select(figures: Sequence[Figure], asked: Sequence[str]) -> list[Figure]:
+    """The figures with these ids or names, in the page's order. ConfigError for an unknown name."""
     known = {key: figure for figure in figures for key in (figure.id, figure.name)}
     wanted = []
-    for name in (part.strip() for part in only.split(",")):
+    for name in asked:
         if name not in known:
             names = ", ".join(f"{figure.id} ({figure.name})" for figure in figures)
             raise ConfigError(f"--only: unknown figure {name!r}; known are {names}")

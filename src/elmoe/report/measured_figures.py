@@ -21,11 +21,11 @@ GRID = Command(
 )
 
 
-def _locality(part: str, *keys: str, value: str) -> Command:
+def _locality(part: str, *keys: str, values: tuple[str, ...]) -> Command:
     match = {key: key for key in keys}
     return Command(
         ("elmoe locality {measured_model}", "--prompts {prompts}", *LIMITS),
-        {value: (part, match, value)},
+        {value: (part, match, value) for value in values},
         {"kind": part},
     )
 
@@ -96,7 +96,7 @@ ACTIVATION = Made(
             ),
         ),
         commands=(
-            _locality("activation", "mode", "batch", value="experts_per_pass"),
+            _locality("activation", "mode", "batch", values=("experts_per_pass", "experts_per_token")),
             command("unique_experts", where={"kind": "simulated"}),
         ),
         section=SECTION,
@@ -183,7 +183,7 @@ UNIQUE = Made(
                 y_title="distinct experts",
             ),
         ),
-        commands=(_locality("unique", "where", "tokens", value="experts_per_layer"),),
+        commands=(_locality("unique", "where", "tokens", values=("experts_per_layer",)),),
         section=SECTION,
     ),
     lambda sources: _measured(sources, LOCALITY, "unique"),
@@ -219,7 +219,7 @@ MISSES = Made(
                 y_title="misses per read",
             ),
         ),
-        commands=(_locality("misses", "batch", "policy", "capacity_share", value="miss_rate"),),
+        commands=(_locality("misses", "batch", "policy", "capacity_share", values=("miss_rate",)),),
         section=SECTION,
     ),
     lambda sources: _measured(sources, LOCALITY, "misses"),

@@ -57,16 +57,21 @@ class Study:
         ]
 
     def _points(self) -> Iterator[dict[str, Any]]:
-        machines = [load_machine(name).with_hb_gb(size) for name, size in product(self.systems, self.hb_gb)]
-        machines, specs = what_if(machines, scheme_specs(), [parse_setting(text) for text in self.vary])
+        asked = list(product(self.systems, self.hb_gb))
+        machines, specs = what_if(
+            [load_machine(name).with_hb_gb(size) for name, size in asked],
+            scheme_specs(),
+            [parse_setting(text) for text in self.vary],
+        )
         for name, workload in product(self.models, self.workloads):
             model = load_model(name)
             profile = named_profile(model, workload, specs)
             contexts = tuple(context for context in self.contexts if context <= model.max_context)
-            for machine, (scheme, mode) in product(machines, self.ways):
+            for ((_, size), machine), (scheme, mode) in product(zip(asked, machines, strict=True), self.ways):
                 given = None if mode == "ar" else self.acceptance
                 query = Query(machine, model, profile, workload, scheme, mode, self.batches, contexts, given)
-                yield from map(flatten, possible(query, specs))
+                for row in possible(query, specs):
+                    yield flatten(row) | {"hb_gb": float(size)}  # as asked for, not as varied
 
 
 def possible(query: Query, specs: Any) -> list[dict[str, Any]]:

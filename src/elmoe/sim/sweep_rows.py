@@ -1,4 +1,5 @@
-"""From a chunk of a sweep to rows, and the Pareto front of rows. Columns are those of `elmoe simulate -o`, less phases.
+"""From a chunk of a sweep to rows, and the Pareto front of rows. Columns are those of `elmoe simulate -o`, less phases
+and `speedup_vs_ar`.
 
 Beside them: one column per varied field (empty for systems that lack it), `acceptance` as the sweep gives it, and
 `problem`, which says why a point cannot be (it may name a smaller one that cannot be either); its results are then

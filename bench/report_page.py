@@ -1,7 +1,7 @@
 """Screenshots of the page of `elmoe reproduce`: at 1280 and 390 pixels, light and dark, one per figure.
 
-``python bench/report_page.py reproduce-output/report.html [-o FOLDER]`` opens it in headless Chromium (Playwright, Debian's
-chromium) and writes one picture per figure and view. Look at them; the best are in docs/img.
+``python bench/report_page.py reproduce-output/report.html [-o FOLDER]`` opens it in headless Chromium (Playwright,
+Debian's chromium) and writes one picture per figure and view. Look at them; the best are in docs/img.
 """
 
 from __future__ import annotations

@@ -14,10 +14,8 @@ def test_a_machine_costs_the_sum_of_its_parts() -> None:
     logic = 32 * found.pe_mm2 * found.logic_usd_per_mm2
     by_hand = logic + 64 * found.ext_usd_per_gb + 8 * found.hb_usd_per_gb + found.bonding_usd + found.board_usd
     assert hardware_usd(machine, found) == pytest.approx(by_hand)
-    near = load_machine("xpu-nmp")
-    assert hardware_usd(near, found) - hardware_usd(load_machine("xpu"), found) == pytest.approx(
-        16 * found.near_usd_per_gb
-    )
+    near, plain = (hardware_usd(load_machine(name), found) for name in ("xpu-nmp", "xpu"))
+    assert near - plain == pytest.approx(16 * found.near_usd_per_gb)
 
 
 def test_electricity_and_hardware_per_million_tokens() -> None:

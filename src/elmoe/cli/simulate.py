@@ -89,8 +89,7 @@ def simulate(
     """Predict latency, energy per token and bottleneck of an accelerator on a model."""
     recorded = None if trace is None else read_trace(trace)
     specs = scheme_specs() if recorded is None else specs_for_trace(recorded, scheme_specs())
-    machines = [machine.with_mac_energy(mac_energy) for machine in _machines(system, hb_gb)]
-    machines, specs = what_if(machines, specs, [parse_setting(text) for text in vary or []])
+    machines, specs = what_if(_machines(system, hb_gb, mac_energy), specs, [parse_setting(text) for text in vary or []])
     loads = _loads(model, workload, recorded, specs)
     batches = tuple(parse_integers(batch, "batch"))
     asked = () if context is None else tuple(parse_integers(context, "context"))
@@ -160,9 +159,9 @@ def _loads(
     return [(item, named_profile(item, one, specs), one) for item in models for one in workloads or ["mt-bench"]]
 
 
-def _machines(names: list[str] | None, hb_gb: str | None) -> list[Machine]:
+def _machines(names: list[str] | None, hb_gb: str | None, mac_energy: str) -> list[Machine]:
     chosen = SYSTEMS if names is not None and "all" in names else names or ["elmoe-3d"]
-    found = [load_machine(name) for name in chosen]
+    found = [load_machine(name).with_mac_energy(mac_energy) for name in chosen]
     if hb_gb is None:
         return found
     try:

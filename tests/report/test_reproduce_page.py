@@ -87,8 +87,8 @@ def test_every_chart_is_drawn_and_nothing_runs_out_of_the_page(opened, width, sc
     assert empty == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     overlapping = page.evaluate(
-        """[...document.querySelectorAll(".plot")].filter((plot) => {
-             const svg = plot.querySelector(".main-svg"); return svg && svg.clientWidth > plot.clientWidth + 1; }).length"""
+        """[...document.querySelectorAll(".plot")]
+           .filter((plot) => plot.querySelector(".main-svg")?.clientWidth > plot.clientWidth + 1).length"""
     )
     assert overlapping == 0
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
@@ -109,8 +109,8 @@ def test_hover_tells_the_numbers_and_a_click_the_command(opened):
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     command = page.text_content("#fig14 [data-command]")
     assert re.fullmatch(
-        r"elmoe simulate --model qwen3-30b-a3b --system (elmoe-3d|hb-xpu) --hb-gb 8 --scheme none --mode ar --batch \d+ "
-        r"--context 1024 --workload mt-bench --json", command)  # fmt: skip
+        r"elmoe simulate --model qwen3-30b-a3b --system (elmoe-3d|hb-xpu) --hb-gb 8 --scheme none --mode ar "
+        r"--batch \d+ --context 1024 --workload mt-bench --json", command)  # fmt: skip
     assert "rows[0].speedup_vs_xpu" in page.text_content("#fig14 [data-paths]")
 
 

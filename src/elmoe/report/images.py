@@ -110,7 +110,9 @@ def _drawn(figure: Figure, chart: Chart, rows: Sequence[Row]) -> Any:
         part = chosen(shown, **{chart.facet: facet}) if chart.facet else shown
         outline = suited(chosen(rows, **chart.outline), **picked) if chart.outline else []
         DRAW[chart.kind](axis, chart, part, handles, outline)
-        _frame(axis, chart, part, "" if facet is None else name_of(facet, chart.facet, FACETS))
+        axis.set_title("" if facet is None else name_of(facet, chart.facet, FACETS), fontsize=9)
+    for axis in axes[: len(facets)]:  # once all have said what range they need
+        _frame(axis, chart, shown)
     noted = ", ".join(f"{column_name(key)} {name_of(value)}" for key, value in picked.items())
     title = f"{figure.id}: {figure.title}\n{chart.title}{f' ({noted})' if noted else ''}"
     canvas.suptitle(title, fontsize=10, x=0.01, ha="left")
@@ -130,9 +132,7 @@ def _present(rows: Sequence[Row], pick: Row) -> dict[str, Any]:
     return found
 
 
-def _frame(axis: Any, chart: Chart, rows: Sequence[Row], title: str) -> None:
-    if title:
-        axis.set_title(title, fontsize=9)
+def _frame(axis: Any, chart: Chart, rows: Sequence[Row]) -> None:
     labels = (chart.y_title, chart.x_title) if chart.lying else (chart.x_title, chart.y_title)
     axis.set_xlabel(labels[0])
     axis.set_ylabel(labels[1])
@@ -145,12 +145,24 @@ def _frame(axis: Any, chart: Chart, rows: Sequence[Row], title: str) -> None:
             ticks = sorted({row[chart.x] for row in rows})
             axis.set_xticks(ticks, [short_number(tick) for tick in ticks])
             axis.minorticks_off()
+        else:
+            _log_ticks(axis.xaxis)
     if chart.log_y:
         axis.set_yscale("log")
+        _log_ticks(axis.yaxis)
     elif chart.kind in ("line", "bars", "stack") and not chart.lying:
         axis.set_ylim(bottom=0)
     if chart.y == "bytes":
         axis.yaxis.set_major_formatter(lambda value, _: f"{value / 1e9:g} GB")
+
+
+def _log_ticks(axis: Any) -> None:
+    """1, 2, 5, 10, in plain numbers."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def short_number(value: float) -> str:
@@ -214,7 +226,7 @@ def _heat(axis: Any, chart: Chart, rows: Sequence[Row], handles: dict[str, Any],
     if chart.middle is None:
         axis.pcolormesh(edges, _edges(ys), grid, cmap="viridis", vmin=0, vmax=1)
     else:
-        axis.pcolormesh(edges, _edges(ys), np.log2(grid / chart.middle), cmap="PuOr_r", vmin=-2, vmax=2)
+        axis.pcolormesh(edges, _edges(ys), np.log2(grid / chart.middle), cmap="PuOr", vmin=-2, vmax=2)
     for (j, i), value in np.ndenumerate(grid):
         if np.isfinite(value):
             dark = value < 0.6 if chart.middle is None else not 0.4 < value < 2.5

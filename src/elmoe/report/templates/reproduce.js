@@ -291,11 +291,11 @@ class ChartView {
       if (ticks.length <= 12 && (chart.x === "batch" || chart.x === "context")) {
         x.tickvals = ticks;
         x.ticktext = ticks.map((tick) => (tick >= 1024 ? `${tick / 1024}k` : number(tick)));
-      } else { x.nticks = 5; x.dtick = "D2"; }
+      } else logTicks(x, rows.map((row) => row[chart.x]));
     }
     if (chart.own_scale) y.rangemode = "tozero";
     if (chart.y === "bytes") { y.tickformat = ".2s"; y.ticksuffix = "B"; }
-    if (chart.log_y) { y.type = "log"; y.dtick = "D2"; }
+    if (chart.log_y) { y.type = "log"; logTicks(y, rows.map((row) => row[chart.y])); }
     if (chart.kind === "heat") {
       x.showgrid = y.showgrid = false;
       const values = [...new Set(rows.map((row) => row[chart.x]))];
@@ -315,6 +315,17 @@ class ChartView {
       hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink"), size: 12 }, align: "left" },
     };
   }
+}
+
+// 1, 2, 5, 10, in plain numbers.
+function logTicks(axis, values) {
+  const found = values.filter((value) => value > 0);
+  const [low, high] = [Math.min(...found) / 2, Math.max(...found) * 2];
+  axis.tickvals = [];
+  for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power++) {
+    for (const digit of [1, 2, 5]) if (digit * 10 ** power >= low && digit * 10 ** power <= high) axis.tickvals.push(digit * 10 ** power);
+  }
+  axis.ticktext = axis.tickvals.map((tick) => number(Number(tick.toPrecision(1))));
 }
 
 function edges(values) {

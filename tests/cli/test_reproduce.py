@@ -138,6 +138,7 @@ def test_people_get_averages_and_the_path(capsys: Capture, workplace: Path) -> N
         (["--only", "fig99"], "--only: unknown figure 'fig99'; known are fig1 (intensity)"),
         (["--only", ""], "--only: unknown figure ''"),
         (["--prompts", "small.jsonl"], "--prompts: cannot read 'small.jsonl'; write for example code=my_code.jsonl"),
+        (["--prompts", "../a=small.jsonl"], "--prompts: cannot read '../a=small.jsonl'"),
         (["--prompts", "a=small.jsonl", "--prompts", "a=chat"], "--prompts: 'a' is given twice; one file per workload"),
         (["--prompts", "a=none.jsonl"], "none.jsonl: cannot be read: No such file"),
         (["--this-machine", "none.toml"], "none.toml does not exist"),

@@ -19,8 +19,8 @@ TERMINATED = 143
 
 
 BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-"""Must be set before NumPy is imported. Its products here are tiny: on a busy machine more threads than one took 40
-times as long. The C++ backend has threads of its own (ELMOE_NUM_THREADS)."""
+"""Must be set before NumPy is imported. Its products here are tiny: on a busy machine two threads took more than three
+times as long as one. The C++ backend has threads of its own (ELMOE_NUM_THREADS)."""
 
 
 class _TerminatedError(BaseException):

@@ -5,6 +5,7 @@ Every table that was measured is kept in the report's folder, by model and promp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ ENGINE = ("errors.py", "quant", "models", "checkpoint", "backend", "engine", "tr
 LOCALITY_LIMIT, LOCALITY_TOKENS = 16, 48
 ELASTICITY_TOKENS = 40
 PES = 16
+NAME = re.compile(r"[\w.-]+")
+"""Of a prompt set: part of a file's name."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def prompt_sets(given: list[str] | None) -> list[PromptSet]:
     pairs = [text.partition("=") for text in given or [f"{name}={name}" for name in PROMPT_SETS]]
     names = [name for name, _, _ in pairs]
     for name, equals, path in pairs:
-        if not equals or not name or not path:
+        if not equals or not NAME.fullmatch(name) or not path:
             raise ConfigError(f"--prompts: cannot read {name + equals + path!r}; write for example code=my_code.jsonl")
         if names.count(name) > 1:
             raise ConfigError(f"--prompts: {name!r} is given twice; one file per workload")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from elmoe.report.figure import Chart, Figure, chosen
@@ -267,21 +267,28 @@ COST = Made(
 )
 
 
-def _front(_: Sources) -> Rows:
-    found = _named(
-        [
-            row
-            for system in SYSTEMS
-            for row in Study((system,), _ways(system), hb_gb=(4, 8, 16), batches=(1, 4, 16)).rows()
-        ]
-    )
-    shown = [row for row in found if row["hb_gb"] != 16 or row["system"] in ("hb-xpu", "elmoe-3d")]
-    return [row | {"front": mark} for row, mark in zip(shown, pareto(_one_scenario(shown)), strict=True)]
+def _given(sources: Sources, keep: Sequence[str] = ()) -> Rows:
+    """Machines of files, in plain decoding and with the scheme that each is for."""
+    found: Rows = []
+    for given in sources.machines:
+        machine = load_machine(given.path)
+        scheme = machine.scheme if machine.scheme != "none" else "elastic"
+        found += machine_rows(machine, given.path, (PLAIN, (scheme, "sd")), keep)
+    return found
 
 
-def _one_scenario(rows: Rows) -> Rows:
-    """Compared by model and batch, whatever was assumed about acceptance."""
-    return [row | {"acceptance": None} for row in rows]
+def _shown(rows: Iterable[dict[str, Any]]) -> Rows:
+    """Built-in systems, under the names that machines of files have."""
+    return [row | {"shown_system": row["system"], "system_file": None} for row in rows]
+
+
+def _front(sources: Sources) -> Rows:
+    sizes = {system: (4, 8, 16) if system in ("hb-xpu", "elmoe-3d") else (4, 8) for system in SYSTEMS}
+    studies = (Study((name,), _ways(name), hb_gb=sizes[name], batches=(1, 4, 16)) for name in SYSTEMS)
+    built_in = _shown(row for study in studies for row in study.rows())
+    shown = built_in + [row for row in _given(sources) if row["batch"] in (1, 4, 16)]
+    same = [row | {"acceptance": None} for row in shown]  # compared whatever was assumed about acceptance
+    return [row | {"front": mark} for row, mark in zip(shown, pareto(same), strict=True)]
 
 
 FRONT = Made(
@@ -294,7 +301,7 @@ FRONT = Made(
                 title="mJ per token against ms per token",
                 x="latency_ms_per_token",
                 y="energy_mj_per_token.total",
-                color="system",
+                color="shown_system",
                 dash="mode",
                 facet="model",
                 pick={"batch": 4},
@@ -310,18 +317,14 @@ FRONT = Made(
         section=SECTION,
     ),
     _front,
+    uses=(MACHINES,),
 )
 
 
 def _machines(sources: Sources) -> Rows:
-    found: Rows = []
-    for given in sources.machines:
-        machine = load_machine(given.path)
-        scheme = machine.scheme if machine.scheme != "none" else "elastic"
-        found += machine_rows(machine, given.path, (PLAIN, (scheme, "sd")), ["tokens_per_s", "speedup_vs_ar"])
-    rest = Study(SYSTEMS, (PLAIN,)).rows(["tokens_per_s", "speedup_vs_ar"])
-    ours = Study(OURS, (ELASTIC,)).rows(["tokens_per_s", "speedup_vs_ar"])
-    return found + [row | {"shown_system": row["system"], "system_file": None} for row in (*rest, *ours)]
+    keep = ("tokens_per_s", "speedup_vs_ar")
+    built_in = (*Study(SYSTEMS, (PLAIN,)).rows(keep), *Study(OURS, (ELASTIC,)).rows(keep))
+    return _given(sources, keep) + _shown(built_in)
 
 
 GIVEN = Made(

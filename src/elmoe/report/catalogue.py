@@ -65,5 +65,6 @@ def draw(
 def _input_hash(made: Made, sources: Sources) -> str:
     """Of everything that the rows follow from."""
     needed = {name: sources.digests.get(name) for name in made.needs}
-    machines = [(one.path, one.digest) for one in sources.machines] if MACHINES in made.needs else []
+    shows_machines = MACHINES in (*made.needs, *made.uses)
+    machines = [(one.path, one.digest) for one in sources.machines] if shows_machines else []
     return hash_of(made.figure.id, code_hash(SIMULATOR), needed, machines)

@@ -40,7 +40,9 @@ class Made:
     figure: Figure
     build: Callable[[Sources], list[dict[str, Any]]]
     needs: tuple[str, ...] = ()
-    """Sources."""
+    """Sources without which it is left out."""
+    uses: tuple[str, ...] = ()
+    """Sources that it shows where they are there."""
     facts: Callable[[list[dict[str, Any]]], dict[str, float]] = lambda _: {}
     """Numbers of its rows that its text names in braces."""
 

@@ -41,10 +41,10 @@ class Made:
     build: Callable[[Sources], list[dict[str, Any]]]
     needs: tuple[str, ...] = ()
     """Sources without which it is left out."""
-    uses: tuple[str, ...] = ()
-    """Sources that it shows where they are there."""
     facts: Callable[[list[dict[str, Any]]], dict[str, float]] = lambda _: {}
     """Numbers of its rows that its text names in braces."""
+    uses: tuple[str, ...] = ()
+    """Sources that it shows where they are there."""
 
     def missing(self, sources: Sources) -> str | None:
         """The first source that it lacks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,28 @@ LABEL_WIDTH = 14
 """Characters; names beside bars are broken at twice as many."""
 STYLES = ("-", "--", ":", "-.")
 SYMBOLS = ("o", "s", "^", "D")
+
+
+@dataclass
+class Pen:
+    """How one chart is drawn, the same in all of its panels."""
+
+    chart: Chart
+    tones: dict[Any, str]
+    """By value of the chart's `color`."""
+    dashes: dict[Any, int]
+    """Line style or symbol by value of `dash`."""
+    outline: Sequence[Row]
+    handles: dict[str, Any] = field(default_factory=dict)
+    """What the legend names."""
+
+    def tone(self, value: Any) -> str:
+        """The colour of a series."""
+        return self.tones.get(value, LIGHT[0])
+
+    def dash(self, value: Any) -> int:
+        """The line style or symbol of a series."""
+        return self.dashes.get(value, 0)
 
 
 def available() -> bool:
@@ -103,22 +126,26 @@ def _drawn(figure: Figure, chart: Chart, rows: Sequence[Row]) -> Any:
     axes = np.atleast_1d(
         canvas.subplots(lines, columns, squeeze=False, sharey=not (chart.own_scale or chart.kind == "tornado"))
     ).ravel()
-    handles: dict[str, Any] = {}
+    pen = Pen(
+        chart,
+        {value: LIGHT[number] for value, number in color_numbers(_values(of_chart, chart.color)).items()},
+        {value: number % len(STYLES) for number, value in enumerate(_values(of_chart, chart.dash))},
+        suited(chosen(rows, **chart.outline), **picked) if chart.outline else [],
+    )
     for axis in axes[len(facets) :]:
         axis.set_visible(False)
     for axis, facet in zip(axes, facets, strict=False):
         part = chosen(shown, **{chart.facet: facet}) if chart.facet else shown
-        outline = suited(chosen(rows, **chart.outline), **picked) if chart.outline else []
-        DRAW[chart.kind](axis, chart, part, handles, outline)
+        DRAW[chart.kind](axis, pen, part)
         axis.set_title("" if facet is None else name_of(facet, chart.facet, FACETS), fontsize=9)
     for axis in axes[: len(facets)]:  # once all have said what range they need
         _frame(axis, chart, shown)
     noted = ", ".join(f"{column_name(key)} {name_of(value)}" for key, value in picked.items())
     title = f"{figure.id}: {figure.title}\n{chart.title}{f' ({noted})' if noted else ''}"
     canvas.suptitle(title, fontsize=10, x=0.01, ha="left")
-    if len(handles) > 1:
-        legend = min(len(handles), 2 * columns + 1)
-        canvas.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=legend, frameon=False)
+    if len(pen.handles) > 1:
+        legend = min(len(pen.handles), 2 * columns + 1)
+        canvas.legend(pen.handles.values(), pen.handles.keys(), loc="outside lower center", ncols=legend, frameon=False)
     return canvas
 
 
@@ -170,26 +197,26 @@ def short_number(value: float) -> str:
     return f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"
 
 
-def _line(axis: Any, chart: Chart, rows: Sequence[Row], handles: dict[str, Any], _: Sequence[Row]) -> None:
-    styles = {value: STYLES[i % len(STYLES)] for i, value in enumerate(_values(rows, chart.dash))}
-    colors = color_numbers(_values(rows, chart.color))
+def _line(axis: Any, pen: Pen, rows: Sequence[Row]) -> None:
+    chart = pen.chart
     for color, dash, part in _series(chart, rows):
         ordered = sorted(part, key=lambda row: row[chart.x])
         xs, ys = [row[chart.x] for row in ordered], [row[chart.y] for row in ordered]
-        tone = LIGHT[colors.get(color, 0)]
-        (drawn,) = axis.plot(xs, ys, styles.get(dash, "-"), color=tone, marker="o", markersize=3, linewidth=1.4)
-        handles.setdefault(_label(chart, color, dash), drawn)
+        tone = pen.tone(color)
+        (drawn,) = axis.plot(xs, ys, STYLES[pen.dash(dash)], color=tone, marker="o", markersize=3, linewidth=1.4)
+        pen.handles.setdefault(_label(chart, color, dash), drawn)
 
 
-def _bars(axis: Any, chart: Chart, rows: Sequence[Row], handles: dict[str, Any], _: Sequence[Row]) -> None:
+def _bars(axis: Any, pen: Pen, rows: Sequence[Row]) -> None:
+    chart = pen.chart
     places = {value: i for i, value in enumerate(_values(rows, chart.x))}
-    groups, colors = list(_series(chart, rows)), color_numbers(_values(rows, chart.color))
+    groups = list(_series(chart, rows))
     width = 0.8 / len(groups)
     for number, (color, dash, part) in enumerate(groups):
         at = [places[row[chart.x]] + (number - (len(groups) - 1) / 2) * width for row in part]
         draw = axis.barh if chart.lying else axis.bar
-        drawn = draw(at, [row[chart.y] for row in part], width, color=LIGHT[colors.get(color, 0)])
-        handles.setdefault(_label(chart, color, dash), drawn)
+        drawn = draw(at, [row[chart.y] for row in part], width, color=pen.tone(color))
+        pen.handles.setdefault(_label(chart, color, dash), drawn)
     if chart.lying:
         axis.set_yticks(range(len(places)), [fill(name_of(value), 2 * LABEL_WIDTH) for value in places])
         axis.invert_yaxis()
@@ -197,16 +224,17 @@ def _bars(axis: Any, chart: Chart, rows: Sequence[Row], handles: dict[str, Any],
         _ticks(axis, list(places))
 
 
-def _stack(axis: Any, chart: Chart, rows: Sequence[Row], handles: dict[str, Any], _: Sequence[Row]) -> None:
+def _stack(axis: Any, pen: Pen, rows: Sequence[Row]) -> None:
+    chart = pen.chart
     places = {value: i for i, value in enumerate(_values(rows, chart.x))}
-    colors, below = color_numbers(_values(rows, chart.color)), np.zeros(len(places))
+    below = np.zeros(len(places))
     for color, dash, part in _series(chart, rows):
         heights = np.zeros(len(places))
         for row in part:
             heights[places[row[chart.x]]] += row[chart.y]
-        drawn = axis.bar(range(len(places)), heights, 0.75, bottom=below, color=LIGHT[colors[color]])
+        drawn = axis.bar(range(len(places)), heights, 0.75, bottom=below, color=pen.tone(color))
         below += heights
-        handles.setdefault(_label(chart, color, dash), drawn)
+        pen.handles.setdefault(_label(chart, color, dash), drawn)
     _ticks(axis, list(places))
 
 
@@ -216,7 +244,8 @@ def _ticks(axis: Any, values: list[Any]) -> None:
     axis.set_xticks(range(len(names)), names, rotation=30 if turned else 0, ha="right" if turned else "center")
 
 
-def _heat(axis: Any, chart: Chart, rows: Sequence[Row], handles: dict[str, Any], lines: Sequence[Row]) -> None:
+def _heat(axis: Any, pen: Pen, rows: Sequence[Row]) -> None:
+    chart = pen.chart
     xs, ys = sorted({row[chart.x] for row in rows}), sorted({row[chart.y] for row in rows})
     grid = np.full((len(ys), len(xs)), np.nan)
     for row in rows:
@@ -233,13 +262,14 @@ def _heat(axis: Any, chart: Chart, rows: Sequence[Row], handles: dict[str, Any],
             tone = "white" if dark else "black"
             axis.text(centres[i], ys[j], f"{value:.2f}", ha="center", va="center", fontsize=6, color=tone)
     axis.set_xticks(centres, [f"{x:g}" for x in xs], fontsize=7)
+    lines = pen.outline
     if lines:
         colors = color_numbers(_values(lines, chart.outline_color))
         for value in _values(lines, chart.outline_color):
             part = chosen(lines, **{chart.outline_color: value})
             points = [(row[chart.outline_x], row[chart.y]) for row in part]
             (drawn,) = axis.plot(*zip(*points, strict=True), color=LIGHT[colors[value]], linewidth=2)
-            handles.setdefault(name_of(value), drawn)
+            pen.handles.setdefault(name_of(value), drawn)
         axis.set_xlim(edges[0], edges[-1])
 
 
@@ -248,31 +278,30 @@ def _edges(centres: Sequence[float]) -> Any:
     return np.array([2 * centres[0] - middles[0], *middles, 2 * centres[-1] - middles[-1]])
 
 
-def _points(axis: Any, chart: Chart, rows: Sequence[Row], handles: dict[str, Any], _: Sequence[Row]) -> None:
-    symbols = {value: SYMBOLS[i % len(SYMBOLS)] for i, value in enumerate(_values(rows, chart.dash))}
-    colors = color_numbers(_values(rows, chart.color))
+def _points(axis: Any, pen: Pen, rows: Sequence[Row]) -> None:
+    chart = pen.chart
     for color, dash, part in _series(chart, rows):
         known = [row for row in part if row[chart.x] is not None]
         xs, ys = [row[chart.x] for row in known], [row[chart.y] for row in known]
         edges = ["black" if chart.mark and row[chart.mark] else "none" for row in known]
-        tone = LIGHT[colors.get(color, 0)]
-        drawn = axis.scatter(xs, ys, s=26, c=tone, marker=symbols.get(dash, "o"), edgecolors=edges, linewidths=1.2)
-        handles.setdefault(_label(chart, color, dash), drawn)
+        tone = pen.tone(color)
+        drawn = axis.scatter(xs, ys, s=26, c=tone, marker=SYMBOLS[pen.dash(dash)], edgecolors=edges, linewidths=1.2)
+        pen.handles.setdefault(_label(chart, color, dash), drawn)
     if chart.parity:
         ends = np.array([min(row[chart.x] for row in rows) * 0.8, max(row[chart.x] for row in rows) * 1.2])
         axis.plot(ends, ends, color="grey", linewidth=0.8)
         axis.fill_between(ends, ends * 0.85, ends * 1.15, color="grey", alpha=0.15, linewidth=0)
 
 
-def _tornado(axis: Any, chart: Chart, rows: Sequence[Row], handles: dict[str, Any], _: Sequence[Row]) -> None:
+def _tornado(axis: Any, pen: Pen, rows: Sequence[Row]) -> None:
+    chart = pen.chart
     base = next(row[chart.x] for row in rows if row[chart.color] == "base")
     names = _spans(chart, rows)
-    colors = color_numbers(_values(rows, chart.color))
     for row in rows:
         if row[chart.color] != "base":
-            tone, at = LIGHT[colors[row[chart.color]]], names.index(row[chart.y])
+            tone, at = pen.tone(row[chart.color]), names.index(row[chart.y])
             drawn = axis.barh(at, row[chart.x] - base, left=base, height=0.6, color=tone, alpha=0.85)
-            handles.setdefault(name_of(row[chart.color]), drawn)
+            pen.handles.setdefault(name_of(row[chart.color]), drawn)
     axis.axvline(base, color="black", linewidth=0.8)
     axis.set_yticks(range(len(names)), names, fontsize=7)
 

@@ -151,8 +151,8 @@ class ChartView {
       view.append(none);
       return;
     }
-    this.colors = colorsOf(unique(rows, this.chart.color).filter((value) => value !== undefined));
-    this.dashes = new Map(unique(rows, this.chart.dash).map((value, i) => [value, i]));
+    this.colors = colorsOf(unique(this.base(), this.chart.color));  // of all, so that a filter changes no colour
+    this.dashes = new Map(unique(this.base(), this.chart.dash).map((value, i) => [value, i]));
     view.append(this.legend(rows));
     const facets = unique(rows, this.chart.facet);
     const panels = document.createElement("div");

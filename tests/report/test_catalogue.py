@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,10 @@ def test_the_texts_say_what_the_rows_show(drawn: dict[str, Drawn]) -> None:
     assert "elastic" in whole
     refresh = drawn["fig19"].facts
     assert 0 < refresh["pb"] < refresh["ab"] < 0.15
+    changed = [row for row in drawn["fig17"].rows if row["side"] != "base"]
+    for model, batch in product(MODELS, (1, 4, 16)):
+        spans: dict[str, list[float]] = {}
+        for row in chosen(changed, model=model, batch=batch):
+            spans.setdefault(row["parameter"], []).append(row["latency_ms_per_token"])
+        widest = max(spans, key=lambda name: max(spans[name]) - min(spans[name]))
+        assert widest.startswith("HB bandwidth" if model == "gpt-oss-20b" and batch < 16 else "EXT bandwidth")

@@ -68,7 +68,7 @@ clean:
 
 $(VENV)/.run: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[report]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)

@@ -44,7 +44,8 @@ IMPORT_ALL = {"cli", "__main__", "__init__"}
 NEVER_IMPORTED = {"torch", "transformers"}
 SHAPELESS_NAMES = {"utils", "common", "helpers", "misc"}
 HEAVY = {
-    "amaranth", "fastapi", "llguidance", "matplotlib", "numba", "pyarrow", "pydantic", "ray", "torch", "transformers",
+    "amaranth", "fastapi", "llguidance", "matplotlib", "numba", "plotly", "pyarrow", "pydantic", "ray", "torch",
+    "transformers",
 }  # fmt: skip
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 

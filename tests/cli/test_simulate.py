@@ -282,3 +282,18 @@ def test_the_context_where_none_is_given(capsys: Capture, tmp_path: Path) -> Non
     assert code == 0
     assert {row["context"] for row in json.loads(out)["rows"]} == {512, 1024}
     assert call(capsys, "--model", small, "--context", 1024)[0] == 2
+
+
+def test_what_if_changes_machines_and_schemes(capsys: Capture) -> None:
+    """Another field gives another row, and says so in the configuration; a machine without it stays as it is."""
+    call_at = ("--system", "xpu", "--system", "elmoe-3d", "--hb-gb", 8)
+    plain = document(capsys, *call_at)["rows"]
+    found = document(capsys, *call_at, "--vary", "hb.gb_per_s=819.2", "--vary", "tree.depth=4")
+    assert found["rows"][0] == plain[0]
+    assert found["rows"][1]["latency_ms_per_token"] > plain[1]["latency_ms_per_token"]
+    assert found["rows"][1]["phases"]["draft"]["count"] == 4
+    assert found["config"]["machines"][1]["hb"]["gb_per_s"]["value"] == 819.2
+    assert found["config"]["schemes"]["tree"]["depth"]["source"] == "what if"
+    code, _, err = call(capsys, "--vary", "hb.gb=1")
+    assert code == 2
+    assert "unknown field 'hb.gb'; did you mean 'hb.gb_per_s'?" in err

@@ -366,3 +366,17 @@ def test_what_does_not_fit_names_the_machine_that_it_does_not_fit() -> None:
     batch = 340
     with pytest.raises(CapacityError, match=r"^xpu, which speedup_vs_xpu is relative to: .* do not fit 64 GB"):
         rows([query(machine.with_hb_gb(64), "qwen3-30b-a3b", batches=(batch,))])
+
+
+def test_speed_over_plain_decoding_and_operations_per_byte() -> None:
+    """Speculation is compared with the same machine without a draft; two operations per multiply-accumulate."""
+    made = rows([query("elmoe-3d", MODELS[0]), query("elmoe-3d", MODELS[0], "elastic", "sd")])
+    plain, drafted = made
+    assert plain["speedup_vs_ar"] == 1.0
+    ratio = plain["latency_ms_per_token"] / drafted["latency_ms_per_token"]
+    assert drafted["speedup_vs_ar"] == pytest.approx(ratio)
+    for phase in drafted["phases"].values():
+        assert phase["ops_per_byte"] == pytest.approx(2 * phase["macs"] / (phase["ext_bytes"] + phase["hb_bytes"]))
+    (near,) = rows([query("xpu-pim", MODELS[0])])
+    decode = near["phases"]["decode"]
+    assert decode["ops_per_byte"] == pytest.approx(2 * decode["macs"] / (decode["ext_bytes"] + decode["near_bytes"]))

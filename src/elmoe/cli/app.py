@@ -14,7 +14,9 @@ from elmoe.cli.dram import dram
 from elmoe.cli.elasticity import elasticity
 from elmoe.cli.explore import explore
 from elmoe.cli.generate import logits, run, trace
+from elmoe.cli.locality import locality
 from elmoe.cli.models import convert, inspect
+from elmoe.cli.reproduce import reproduce
 from elmoe.cli.rtl import app as rtl
 from elmoe.cli.serve import serve
 from elmoe.cli.simulate import simulate
@@ -26,7 +28,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, convert, inspect, run, chat, logits, bench, serve, elasticity, trace, simulate, dram, explore):
+VERBS = (
+    *(demo, convert, inspect, run, chat, logits, bench, serve),
+    *(elasticity, locality, trace, simulate, dram, explore, reproduce),
+)
+for verb in VERBS:
     app.command()(verb)
 app.add_typer(rtl, name="rtl", help="The PE in Amaranth: emit Verilog, verify it, measure its area.")
 

@@ -15,8 +15,9 @@ import typer
 from elmoe.checkpoint.text import Detokenizer
 from elmoe.cli import options as opt
 from elmoe.cli.console import Json, emit_json, err, human_bytes, out, progress_bar, say, table
+from elmoe.cli.measurements import ELASTIC, PLAIN, record_trace
 from elmoe.cli.prompts import as_asked, read_jsonl
-from elmoe.engine.controller import Mode, Speculation
+from elmoe.engine.controller import Speculation
 from elmoe.engine.engine import Engine, EngineOptions
 from elmoe.engine.prompt import Prompt
 from elmoe.engine.request import Generation, Output
@@ -24,14 +25,12 @@ from elmoe.engine.sampler import Sampling
 from elmoe.errors import InternalError, StorageError
 from elmoe.report.page import Answer, AnswerPiece, DemoReport, write_demo_page
 from elmoe.sim.own_trace import OwnTrace, machines_on_trace
-from elmoe.trace.parquet import TraceWriter, read_trace
+from elmoe.trace.parquet import read_trace
 from elmoe.trace.pool_activity import pool_activity
 from elmoe.trace.schema import RunStats
 
 ROUNDS = 3
 """Timed repetitions of each arm, interleaved; the median counts."""
-ELASTIC = Speculation(mode=Mode.SD, width=2, depth=4, verify=8)
-PLAIN = Speculation(mode=Mode.AR)
 
 
 @dataclass
@@ -111,12 +110,8 @@ def _same_when_sampled(engine: Engine, prompts: list[Prompt], generation: Genera
 
 def _traced(engine: Engine, prompts: list[Prompt], generation: Generation, path: Path, elastic: Arm) -> Path:
     """The Elastic-SD run once more, recorded; not among the timed ones."""
-    engine.speculation, engine.stats = elastic.speculation, RunStats()
-    with TraceWriter(path, engine.backend.shape, engine.settings(), source="tiny") as writer:
-        engine.recorder = writer
-        engine.generate(prompts, generation)
-        engine.recorder = None
-    return path
+    engine.speculation = elastic.speculation
+    return record_trace(engine, prompts, generation, path, "tiny").path
 
 
 def _page(

@@ -8,11 +8,9 @@ import typer
 
 from elmoe.cli import options as opt
 from elmoe.cli.console import Json, Model, emit_json, err, out, progress_bar, say, table
-from elmoe.cli.prompts import as_asked, gather
-from elmoe.engine.controller import Mode, Speculation
-from elmoe.engine.elasticity import POOL_FRACTIONS, Agreement, PoolChoice, full_grid, measure
-from elmoe.engine.engine import EngineOptions
-from elmoe.engine.request import Generation
+from elmoe.cli.measurements import DraftMeter, elasticity_row
+from elmoe.cli.prompts import gather
+from elmoe.engine.elasticity import POOL_FRACTIONS, Agreement, PoolChoice
 from elmoe.quant.bitnested import Treatment
 
 
@@ -28,16 +26,14 @@ def elasticity(
 ) -> None:
     """Measure how often drafts agree with their target, over bits, pools and treatments."""
     given = gather(prompt, tokens, prompts, limit)
-    engine = opt.open_engine(model, EngineOptions(backend="reference", speculation=Speculation(mode=Mode.AR)))
-    asked = as_asked(engine, given, chat)
-    outputs = engine.generate(asked, Generation(max_tokens=max_tokens))
-    encoded = [engine.encode(prompt) for prompt in asked]
-    sequences = [(ids + output.token_ids, len(ids)) for ids, output in zip(encoded, outputs, strict=True)]
-    say(f"{len(sequences)} sequences, the target's own greedy answers of up to {max_tokens} tokens", err)
+    meter = DraftMeter(model)
+    say(f"{len(given)} sequences, the target's own greedy answers of up to {max_tokens} tokens", err)
     with progress_bar("measuring drafts") as progress:
-        grid = measure(engine.backend, sequences, full_grid(), progress)
+        found = meter.measure(given, max_tokens, chat, progress)
+    grid = found.cells
     if json:
-        emit_json({"grid": [_cell(cell) for cell in grid], "prompts": len(sequences), "max_tokens": max_tokens})
+        cells = [elasticity_row(cell) for cell in grid]
+        emit_json({"grid": cells, "prompts": found.sequences, "max_tokens": max_tokens})
         return
     by_setting = {
         (cell.setting.bits, cell.setting.treatment, cell.setting.pool_fraction, cell.setting.pool): cell
@@ -62,19 +58,6 @@ def elasticity(
         for bits in range(2, 8)
     ]
     out.print(table("agreement by treatment (all experts)", ("draft", *(t.value for t in Treatment)), rows))
-
-
-def _cell(cell: Agreement) -> dict[str, object]:
-    setting = cell.setting
-    return {
-        "bits": setting.bits,
-        "pool_fraction": setting.pool_fraction,
-        "treatment": setting.treatment.value if setting.bits < 8 else "none",
-        "pool": setting.pool.value,
-        "agreement": cell.agreement,
-        "overlap": cell.overlap,
-        "positions": cell.positions,
-    }
 
 
 def _share(cell: Agreement) -> str:

@@ -6,6 +6,7 @@ after SIGTERM, which both leave nothing half done behind. Imports little, so tha
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -17,6 +18,11 @@ INTERRUPTED = 130
 TERMINATED = 143
 
 
+BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Must be set before NumPy is imported. Its products here are tiny: on a busy machine two threads took more than three
+times as long as one. The C++ backend has threads of its own (ELMOE_NUM_THREADS)."""
+
+
 class _TerminatedError(BaseException):
     """SIGTERM. No Exception, as KeyboardInterrupt is none: it unwinds everything."""
 
@@ -24,6 +30,8 @@ class _TerminatedError(BaseException):
 def main() -> None:
     """Entry point of the `elmoe` command."""
     signal.signal(signal.SIGTERM, _terminate)
+    for name in BLAS_THREADS:
+        os.environ.setdefault(name, "1")
     sys.exit(_exit_code(sys.argv[1:] or ["--help"]))
 
 

@@ -22,7 +22,11 @@ TokenLists = Annotated[
     typer.Option("--tokens", metavar="IDS", help="A prompt as token ids, for example 1,2,3; may be repeated."),
 ]
 PromptFile = Annotated[
-    Path | None, typer.Option("--prompts", help="JSONL file of prompts ({'prompt'}, {'turns'} or {'token_ids'}).")
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help="JSONL file of prompts ({'prompt'}, {'turns'} or {'token_ids'}), or chat, math, instructions, code.",
+    ),
 ]
 MaxTokens = Annotated[int, typer.Option(help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from elmoe.cli.console import parse_integers
 from elmoe.engine.engine import Engine
 from elmoe.engine.prompt import NO_TOKENIZER, Prompt
 from elmoe.errors import ConfigError, PromptError
+
+PROMPT_SETS = {"chat": "mt-bench", "math": "gsm8k", "instructions": "alpaca", "code": "humaneval"}
+"""Prompts that come with elmoe, and the workload of the paper that each stands in for (`data/prompts/README.md`)."""
 
 Given = str | list[int]
 """A prompt as the command line takes it: a text, or token ids, which go to the model as they are."""
@@ -23,10 +27,17 @@ def gather(
 ) -> list[Given]:
     """Prompts given one by one (texts, then token ids "1,2,3") and those of a file, at least one; the first `limit`."""
     prompts: list[Given] = [*(texts or []), *(parse_integers(item, "--tokens") for item in tokens or [])]
-    prompts += read_jsonl(file) if file else []
+    prompts += read_jsonl(prompt_file(file)) if file else []
     if not prompts:
         raise PromptError("no prompt given; use -p TEXT or --tokens 1,2,3 (repeatable), or --prompts FILE.jsonl")
     return prompts[:limit]
+
+
+def prompt_file(given: Path) -> Path:
+    """The file itself, or that of a set which comes with elmoe, by its name; a file of that name goes first."""
+    if str(given) in PROMPT_SETS and not given.exists():
+        return Path(str(files("elmoe") / "data" / "prompts" / f"{given}.jsonl"))
+    return given
 
 
 def read_jsonl(file: Path) -> list[Given]:

@@ -13,6 +13,7 @@ import typer
 from elmoe.cli.console import Json, emit_json, err, out, parse_integers, say, table
 from elmoe.cli.simulate_host import CACHE_POLICIES, Asked, host_rows
 from elmoe.errors import ConfigError
+from elmoe.sim.cost import prices
 from elmoe.sim.dram import load_device
 from elmoe.sim.host.rows import Load
 from elmoe.sim.host.spec import Host, is_host, load_host
@@ -30,6 +31,7 @@ from elmoe.sim.quantity import as_table
 from elmoe.sim.run import Query, rows
 from elmoe.sim.spec import MAC_ENERGIES, SCHEMES, SYSTEMS, Machine, load_machine
 from elmoe.sim.timeline import write_timeline
+from elmoe.sim.what_if import parse_setting, what_if
 from elmoe.sim.write_rows import write_rows
 from elmoe.trace.parquet import Trace, read_trace
 
@@ -83,6 +85,13 @@ def simulate(
     lsb_share: Annotated[
         float | None, typer.Option(help="Of a host: LSB records kept / MSB records kept. Default: the policy's.")
     ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=VALUE",
+            help="Another value in a field of machines or schemes, as hb.gb_per_s=1638.4 or tree.depth=4. Repeatable.",
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write .parquet, .csv or .json.")] = None,
     timeline: Annotated[
         Path | None, typer.Option(help="Play one MoE layer of the first row cycle by cycle; Chrome trace as JSON.")
@@ -92,9 +101,10 @@ def simulate(
     """Predict latency, energy per token and bottleneck of an accelerator on a model."""
     recorded = None if trace is None else read_trace(trace)
     specs = scheme_specs() if recorded is None else specs_for_trace(recorded, scheme_specs())
-    loads = _loads(model, workload, recorded, specs)
     accelerators, hosts = _systems(system)
-    machines = [machine.with_mac_energy(mac_energy) for machine in _machines(accelerators, hb_gb, hosts)]
+    varied = [parse_setting(text) for text in vary or []]
+    machines, specs = what_if(_machines(accelerators, hb_gb, mac_energy, hosts), specs, varied)
+    loads = _loads(model, workload, recorded, specs)
     asked = Asked(
         fast_bytes=fast_bytes,
         cache_policy=cache_policy,
@@ -107,7 +117,7 @@ def simulate(
     queries = list(_queries(loads, machines, scheme, asked))
     found = rows(queries, specs) + host_rows(hosts, loads, asked, specs)
     _say_origins(loads)
-    config = {"mac_energy": mac_energy} | _config(machines, hosts, loads, specs)
+    config = {"mac_energy": mac_energy, "prices": as_table(prices().quantities)} | _config(machines, hosts, loads, specs)
     if output is not None:
         write_rows(output, found, config)
     played = None if timeline is None else _played(timeline, queries, specs)
@@ -191,8 +201,8 @@ def _systems(names: list[str] | None) -> tuple[list[str], list[Host]]:
     return [name for name in chosen if name not in hosts], [load_host(name) for name in hosts]
 
 
-def _machines(names: list[str], hb_gb: str | None, hosts: list[Host]) -> list[Machine]:
-    found = [load_machine(name) for name in names]
+def _machines(names: list[str], hb_gb: str | None, mac_energy: str, hosts: list[Host]) -> list[Machine]:
+    found = [load_machine(name).with_mac_energy(mac_energy) for name in names]
     if hb_gb is None:
         return found
     if hosts:

@@ -171,6 +171,12 @@ def workloads() -> dict[str, float]:
     return {name: float(entry["value"]) for name, entry in _toml("profiles.toml")["workloads"].items()}
 
 
+def profile_entries() -> dict[str, dict[str, Any]]:
+    """``specs/profiles.toml``, each number with its source."""
+    tables = _toml("profiles.toml")
+    return {"workloads": tables["workloads"]} | tables["models"]
+
+
 def named_profile(model: SimModel, workload: str, specs: SchemeSpecs) -> Profile:
     """The profile of a built-in model, or the default one; ConfigError for an unknown workload."""
     if workload not in workloads():

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elmoe.errors import CapacityError, ConfigError
+from elmoe.sim.cost import cost_usd_per_million_tokens
 from elmoe.sim.energy import Energy, energy
 from elmoe.sim.memory_map import MemoryMap, memory_map
 from elmoe.sim.model import SimModel
@@ -111,15 +112,18 @@ def evaluate(query: Query, specs: SchemeSpecs | None = None) -> Outcome:
 
 
 def rows(queries: Sequence[Query], specs: SchemeSpecs | None = None) -> list[dict[str, Any]]:
-    """Results of queries as rows for JSON, in order; the baseline of `speedup_vs_xpu` is evaluated beside them."""
+    """Results of queries as rows for JSON, in order; what their speedups are relative to is evaluated beside them."""
     made: list[dict[str, Any]] = []
     baselines: dict[tuple[object, ...], Floats] = {}
     for query in queries:
-        key = (query.model.name, query.profile.name, query.machine.compute.pes, query.batches, query.contexts)
+        load = (query.model.name, query.profile.name, query.batches, query.contexts)
+        xpu, plain = (query.machine.compute.pes, *load), (query.machine, *load)
         outcome = evaluate(query, specs)
-        if key not in baselines:
-            baselines[key] = _baseline_ms(query, specs)
-        made += _rows(outcome, baselines[key])
+        if xpu not in baselines:
+            baselines[xpu] = _baseline_ms(query, specs)
+        if plain not in baselines:
+            baselines[plain] = evaluate(plain_decoding(query), specs).latency_ms
+        made += _rows(outcome, baselines[xpu], baselines[plain])
     return made
 
 
@@ -141,6 +145,11 @@ def baseline(query: Query) -> Query:
         batches=query.batches,
         contexts=query.contexts,
     )
+
+
+def plain_decoding(query: Query) -> Query:
+    """The same machine and load without a draft: what speculation must beat."""
+    return replace(query, scheme="none", mode="ar", acceptance=None)
 
 
 def _near_reach(machine: Machine, places: MemoryMap) -> Floats:
@@ -172,6 +181,9 @@ def result_columns(outcome: Outcome) -> dict[str, Any]:
         "tokens_per_s": batch / outcome.latency_ms * 1e3,
         "speedup_vs_xpu": absent,
         "energy_mj_per_token": outcome.energy_mj.columns(),
+        "cost_usd_per_million_tokens": cost_usd_per_million_tokens(
+            query.machine, batch / outcome.latency_ms * 1e3, outcome.energy_mj.total
+        ),
         "bottleneck": _bottleneck(outcome.total),
         "phases": _phases(outcome),
         "unique_experts": outcome.step.unique_experts,
@@ -182,9 +194,12 @@ def result_columns(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _rows(outcome: Outcome, xpu_ms: Floats) -> list[dict[str, Any]]:
+def _rows(outcome: Outcome, xpu_ms: Floats, plain_ms: Floats) -> list[dict[str, Any]]:
     query, (batch, context) = outcome.query, outcome.query.points
-    columns = result_columns(outcome) | {"speedup_vs_xpu": xpu_ms / outcome.latency_ms}
+    columns = result_columns(outcome) | {
+        "speedup_vs_xpu": xpu_ms / outcome.latency_ms,
+        "speedup_vs_ar": plain_ms / outcome.latency_ms,
+    }
     undrafted = {} if query.mode == "sd" else dict.fromkeys(("acceptance_rate", "mean_accepted_length"))
     return [
         {
@@ -221,6 +236,7 @@ def _phases(outcome: Outcome) -> dict[str, Any]:
     for name in dict.fromkeys(phase.name for phase, _ in outcome.phase_costs):
         parts = [(phase, spent) for phase, spent in outcome.phase_costs if phase.name == name]
         spent = _sum(each for _, each in parts)
+        macs = spent.macs_w8 + spent.macs_w4 + spent.near_macs
         made[name] = {
             "count": np.full(len(spent.total_ns), sum(phase.count for phase, _ in parts)),
             "ms": spent.total_ns * 1e-6,
@@ -231,6 +247,7 @@ def _phases(outcome: Outcome) -> dict[str, Any]:
             "hb_bytes": spent.hb_bytes,
             "link_bytes": spent.link_bytes,
             "near_bytes": spent.near_bytes,
-            "macs": spent.macs_w8 + spent.macs_w4 + spent.near_macs,
+            "macs": macs,
+            "ops_per_byte": 2.0 * macs / (spent.ext_bytes + spent.hb_bytes + spent.near_bytes),
         }
     return made

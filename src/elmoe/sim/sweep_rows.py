@@ -1,4 +1,5 @@
-"""From a chunk of a sweep to rows, and the Pareto front of rows. Columns are those of `elmoe simulate -o`, less phases.
+"""From a chunk of a sweep to rows, and the Pareto front of rows. Columns are those of `elmoe simulate -o`, less phases
+and `speedup_vs_ar`.
 
 Beside them: one column per varied field (empty for systems that lack it), `acceptance` as the sweep gives it, and
 `problem`, which says why a point cannot be (it may name a smaller one that cannot be either); its results are then
@@ -33,6 +34,7 @@ MINIMISE = ("latency_ms_per_token", "energy_mj_per_token.total")
 RESULTS = (
     *("acceptance_rate", "mean_accepted_length", "latency_ms_per_token", "tokens_per_s", "speedup_vs_xpu"),
     *(f"energy_mj_per_token.{name}" for name in ("compute", "ext", "hb", "comm", "static", "total")),
+    *(f"cost_usd_per_million_tokens.{name}" for name in ("energy", "hardware", "total")),
     *("bottleneck", "unique_experts", "miss_rate"),
     *(f"memory_bytes.{name}" for name in ("hb_dense", "hb_kv", "hb_draft", "hb_experts")),
     *(f"memory_bytes.{name}" for name in ("ext_kv", "ext_draft", "ext_total")),

@@ -95,7 +95,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
-    parser.add_argument("--machine", type=Path, default=ROOT / "examples" / "this_machine.toml")
+    parser.add_argument(
+        "--machine", type=Path, default=ROOT / "src" / "elmoe" / "sim" / "specs" / "measured" / "this_machine.toml"
+    )
     parser.add_argument("--profiles", default=",".join(MODELS))
     parser.add_argument("--shares", default="4,8")
     parser.add_argument("--batches", default="1,4,16")

@@ -25,6 +25,7 @@ from elmoe.report.sources import GivenMachine, Made, Sources
 from elmoe.report.store import DRAWING, Store, code_hash, file_hash, hash_of
 from elmoe.sim.headline import QUOTED as QUOTED_HEADLINE
 from elmoe.sim.headline import Headline, headline
+from elmoe.sim.host.spec import is_host, load_host
 from elmoe.sim.spec import load_machine
 
 NONE = "none"
@@ -129,7 +130,7 @@ def _shipped_machines() -> list[GivenMachine]:
 
 
 def _given_machine(path: Path) -> GivenMachine:
-    load_machine(str(path))  # says what is wrong with it
+    load_host(str(path)) if is_host(str(path)) else load_machine(str(path))  # says what is wrong with it
     return GivenMachine(str(path), file_hash(path))
 
 

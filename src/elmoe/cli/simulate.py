@@ -117,7 +117,9 @@ def simulate(
     queries = list(_queries(loads, machines, scheme, asked))
     found = rows(queries, specs) + host_rows(hosts, loads, asked, specs)
     _say_origins(loads)
-    config = {"mac_energy": mac_energy, "prices": as_table(prices().quantities)} | _config(machines, hosts, loads, specs)
+    config = {"mac_energy": mac_energy, "prices": as_table(prices().quantities)} | _config(
+        machines, hosts, loads, specs
+    )
     if output is not None:
         write_rows(output, found, config)
     played = None if timeline is None else _played(timeline, queries, specs)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from elmoe.report.figure import Chart, Figure, chosen
-from elmoe.report.simulated import BATCHES, PLAIN, Study, command, long_rows, machine_rows
+from elmoe.report.simulated import BATCHES, PLAIN, Study, command, host_rows, long_rows, machine_rows
 from elmoe.report.sources import MACHINES, Made, Sources
+from elmoe.sim.host.spec import is_host
 from elmoe.sim.model import MODELS
 from elmoe.sim.spec import SYSTEMS, load_machine
 from elmoe.sim.sweep_rows import pareto
@@ -268,9 +269,11 @@ COST = Made(
 
 
 def _given(sources: Sources, keep: Sequence[str] = ()) -> Rows:
-    """Machines of files, in plain decoding and with the scheme that each is for."""
+    """Accelerators of files, in plain decoding and with the scheme that each is for."""
     found: Rows = []
     for given in sources.machines:
+        if is_host(given.path):
+            continue
         machine = load_machine(given.path)
         scheme = machine.scheme if machine.scheme != "none" else "elastic"
         found += machine_rows(machine, given.path, (PLAIN, (scheme, "sd")), keep)
@@ -324,7 +327,8 @@ FRONT = Made(
 def _machines(sources: Sources) -> Rows:
     keep = ("tokens_per_s", "speedup_vs_ar")
     built_in = (*Study(SYSTEMS, (PLAIN,)).rows(keep), *Study(OURS, (ELASTIC,)).rows(keep))
-    return _given(sources, keep) + _shown(built_in)
+    hosts = [row for one in sources.machines if is_host(one.path) for row in host_rows(one.path, keep)]
+    return _given(sources, keep) + hosts + _shown(built_in)
 
 
 GIVEN = Made(

@@ -8,6 +8,7 @@ from typing import Any
 
 from elmoe.sim.cost import prices
 from elmoe.sim.dram import load_device
+from elmoe.sim.host.spec import is_host, load_host
 from elmoe.sim.model import MODELS, load_model
 from elmoe.sim.profile import profile_entries, scheme_specs
 from elmoe.sim.quantity import as_table
@@ -30,7 +31,9 @@ def assumptions(files: Sequence[str] = ()) -> list[tuple[str, list[Assumption]]]
     base = load_machine("xpu").as_tables()
     found = [("xpu", _entries(base))]
     for name in (*SYSTEMS[1:], *files):
-        found.append((name, _entries(_different(load_machine(name).as_tables(), base))))
+        host = is_host(name)
+        tables = load_host(name).as_tables() if host else _different(load_machine(name).as_tables(), base)
+        found.append((name, _entries(tables)))
     devices = sorted({device for name in SYSTEMS for device in load_machine(name).devices})
     found += [(f"DRAM {name}", _entries({"": as_table(load_device(name).quantities)})) for name in devices]
     found.append(("speculation schemes", _entries(scheme_specs().as_tables())))

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from elmoe.errors import CapacityError
+from elmoe.errors import CapacityError, ConfigError
 from elmoe.report.figure import Command, Step
+from elmoe.sim.host.cache import Budget
+from elmoe.sim.host.rows import Load, Point, profile_row
+from elmoe.sim.host.spec import load_host
 from elmoe.sim.model import MODELS, load_model
 from elmoe.sim.profile import named_profile, scheme_specs
 from elmoe.sim.run import Query, rows
@@ -20,10 +23,13 @@ BATCHES = (1, 2, 4, 8, 16)
 PLAIN = ("none", "ar")
 SETTINGS = ("model", "system", "scheme", "mode", "hb_gb", "batch", "context", "workload")
 ENERGY = ("compute", "ext", "hb", "comm", "static")
+HOST_BYTES, HOST_CONTEXT = 8_000_000_000, 1024
+"""As much as the larger HB."""
 SHOWN = ("latency_ms_per_token", "speedup_vs_xpu", "energy_mj_per_token.total", "acceptance_rate", "bottleneck")
 """What a reader wants to know of every point."""
 PARTS = (
     *("elmoe simulate", "--model {model}", "--system {system}", "--system {system_file}", "--hb-gb {hb_gb}"),
+    "--fast-bytes {fast_bytes}",
     *("--scheme {scheme}", "--mode {mode}", "--batch {batch}", "--context {context}", "--workload {workload}"),
     *("--acceptance {acceptance}", "--vary {vary}", "--vary {vary_too}", "--json"),
 )
@@ -98,6 +104,23 @@ def machine_rows(machine: Machine, path: str, ways: Sequence[tuple[str, str]], k
             flat = flatten(row)
             named = {"shown_system": machine.name, "system_file": path, "system": None, "hb_gb": None}
             made.append({name: flat.get(name) for name in (*SETTINGS, *SHOWN, *keep)} | named)
+    return made
+
+
+def host_rows(path: str, keep: Sequence[str] = ()) -> list[Any]:
+    """Rows of a host (RAM in front of a disk) with a budget of HOST_BYTES, for the models that it can run."""
+    made, specs, host = [], scheme_specs(), load_host(path)
+    for name in MODELS:
+        model = load_model(name)
+        load = Load(model, named_profile(model, "mt-bench", specs), "mt-bench")
+        for mode, batch in product(("ar", "sd"), BATCHES):
+            try:
+                row = profile_row(host, load, Budget(HOST_BYTES), Point(mode, batch, HOST_CONTEXT), specs)
+            except (CapacityError, ConfigError):  # too small a budget, or MXFP4 experts, which it does not model
+                continue
+            flat = flatten(row)
+            named = {"shown_system": host.name, "system_file": path, "system": None, "hb_gb": None}
+            made.append({name: flat.get(name) for name in (*SETTINGS, *SHOWN, *keep, "fast_bytes")} | named)
     return made
 
 

@@ -70,10 +70,12 @@ def profile_row(host: Host, load: Load, budget: Budget, at: Point, specs: Scheme
     shape = plain if at.mode == "ar" else _drafting(host, load, budget, at, specs)
     streaming = run_profile(host, load.model, load.profile, replace(budget, policy=None), plain)
     decoded = run_profile(host, load.model, load.profile, budget, shape)
+    cached = run_profile(host, load.model, load.profile, budget, plain) if shape.depth else decoded
     return _row(host, load, budget, at.mode, shape, decoded, specs) | {
         "acceptance_rate": shape.accepted_length / shape.depth if shape.depth else None,
         "mean_accepted_length": shape.accepted_length if shape.depth else None,
         "speedup_vs_streaming": decoded.tokens_per_s / streaming.tokens_per_s,
+        "speedup_vs_ar": decoded.tokens_per_s / cached.tokens_per_s,
     }
 
 

@@ -28,9 +28,9 @@ class Watched(ReferenceBackend):
         super().release(sequence)
         del self.cells[sequence]
 
-    def forward(self, rows, pool=None, draft=None):
+    def forward(self, rows, pool=None, draft=None, keep=None):
         self.passes.append((rows, dict(self.cells)))
-        return super().forward(rows, pool, draft)
+        return super().forward(rows, pool, draft, keep)
 
 
 @pytest.fixture

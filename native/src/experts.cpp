@@ -40,7 +40,7 @@ bool Workspace::route(const Feedforward &ffn, int t) {
     });
   }
   lap(Phase::route, t);
-  return !damaged_;
+  return !give_up_; // not damaged_: a faster thread may be comparing checksums already
 }
 
 // The experts of one row, ties to the lower number: the model's own for the record, those of the pool for use.
@@ -192,7 +192,7 @@ bool Workspace::experts(const Feedforward &ffn, int t) {
     lap(Phase::down, t);
     barrier_.wait([&] { end_wave(ffn); });
     lap(model_.store ? Phase::fetch : Phase::down, t);
-    if (damaged_)
+    if (give_up_)
       return false;
     if (last)
       return true;

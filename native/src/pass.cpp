@@ -62,6 +62,7 @@ void Workspace::run(const PassInput &in, PassOutput &out, ThreadPool &pool) {
   grow();
   finite_ = true;
   damaged_ = false;
+  give_up_ = false;
   pending_ = false;
   ExpertStore *store = model_.store.get();
   if (store) {

@@ -184,6 +184,7 @@ private:
   std::array<float, kMostExpertsPerTok> guesses_right_; // share of guesses of a rank that were right
   Scratch<float> ahead_; // a row as the next layer's router might see it, and its scores
   bool last_wave_ = true;
+  bool give_up_ = false; // a read failed: set while all threads are at a barrier, so that they leave together
 
   // partial results of the head: [wanted][chunks]
   int head_chunks_ = 0;

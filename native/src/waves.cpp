@@ -38,6 +38,7 @@ void Workspace::next_wave() {
   active_.clear();
   if (!store.next(wave_, [this] { look_ahead(); })) {
     note_fault(ffn, store.fault());
+    give_up_ = true;
     return;
   }
   const bool both = in_->bits.kind != WeightBits::msb;

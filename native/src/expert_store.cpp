@@ -53,6 +53,7 @@ ExpertStore::ExpertStore(StorePlan plan) : plan_(std::move(plan)) {
   kept_.resize(records);
   unchecked_.resize(records);
   ahead_.resize(records);
+  leaving_.resize(records);
   values_.resize(records);
   fresh_.resize(records);
   kept_count_.resize(static_cast<size_t>(kPlanes * plan_.layers));
@@ -203,7 +204,19 @@ size_t ExpertStore::coldest(int plane, int layer) const {
   return best;
 }
 
+// Likewise of the records of experts that are ready and have still to be used, by what they will be worth then.
+size_t ExpertStore::coldest_waiting(int plane) const {
+  const size_t first = id(plane, layer_, 0);
+  size_t best = SIZE_MAX;
+  for (size_t e = 0; e < static_cast<size_t>(plan_.experts); ++e)
+    if (kept_[first + e] && missing_[e] == 0 && !leaving_[first + e] &&
+        (best == SIZE_MAX || fresh_[first + e] < fresh_[best]))
+      best = first + e;
+  return best;
+}
+
 void ExpertStore::evict(size_t record) {
+  leaving_[record] = 0;
   kept_[record] = 0;
   --kept_count_[record / static_cast<size_t>(plan_.experts)];
   give_back(record);
@@ -421,7 +434,9 @@ void ExpertStore::release(std::span<const int> experts) {
     for (int e : experts) {
       const size_t record = id(p, layer_, e);
       values_[record] = fresh_[record];
-      if (!kept_[record])
+      if (leaving_[record])
+        evict(record);
+      else if (!kept_[record])
         passing_.push_back(record);
     }
     for (size_t record : passing_)
@@ -433,12 +448,16 @@ void ExpertStore::release(std::span<const int> experts) {
 // A record that was read and used: it stays if there is room or something of less value.
 void ExpertStore::keep_or_drop(size_t record, int plane) {
   if (kept_count(plane, layer_) >= quotas_[static_cast<size_t>(plane * plan_.layers + layer_)]) {
-    const size_t victim = coldest(plane, layer_);
-    if (victim == SIZE_MAX || !(values_[record] > values_[victim])) {
+    const size_t victim = coldest(plane, layer_), waiting = coldest_waiting(plane);
+    const bool later = waiting != SIZE_MAX && (victim == SIZE_MAX || fresh_[waiting] < values_[victim]);
+    if (later ? !(values_[record] > fresh_[waiting]) : victim == SIZE_MAX || !(values_[record] > values_[victim])) {
       give_back(record);
       return;
     }
-    evict(victim);
+    if (later)
+      leaving_[waiting] = 1; // it makes room once it has been used
+    else
+      evict(victim);
   }
   kept_[record] = 1;
   ++kept_count(plane, layer_);
@@ -500,6 +519,7 @@ void ExpertStore::abort(const StoreFault &fault) {
         give_back(record);
     }
   std::fill(ahead_.begin(), ahead_.end(), 0);
+  std::fill(leaving_.begin(), leaving_.end(), 0);
   ahead_list_.clear();
   std::fill(missing_.begin(), missing_.end(), -1);
   next_wanted_ = wanted_.size();

@@ -112,6 +112,7 @@ private:
   Place take_place(int plane);
   void give_back(size_t record);
   size_t coldest(int plane, int layer) const;
+  size_t coldest_waiting(int plane) const;
   void evict(size_t record);
   void vacate(int segment);
   void commit(int segment, int plane);
@@ -144,7 +145,8 @@ private:
 
   std::vector<Place> places_;
   std::vector<State> states_;
-  std::vector<uint8_t> kept_, unchecked_, ahead_; // ahead_: read for a layer that has not asked yet
+  std::vector<uint8_t> kept_, unchecked_;
+  std::vector<uint8_t> ahead_, leaving_; // read for a layer that has not asked yet; kept until it has been used
   std::vector<float> values_, fresh_;
   std::vector<int> kept_count_;
   std::vector<int32_t> quotas_;

@@ -38,7 +38,7 @@ from harness import ROOT
 from probe_passes import engine_work, probe_backends, row_work, usual
 from probe_store import read_efficiency
 
-EXAMPLE = ROOT / "src" / "elmoe" / "sim" / "specs" / "measured" / "this_machine.toml"
+EXAMPLE = ROOT / "src" / "elmoe" / "sim" / "specs" / "measured" / "this-machine.toml"
 KERNELS = {"target": "merged", "draft": "msb"}
 STREAMED = 4
 """As many times what `bench/kernels.py` streams from RAM: some caches keep a part of what is read in turn."""

@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument(
-        "--machine", type=Path, default=ROOT / "src" / "elmoe" / "sim" / "specs" / "measured" / "this_machine.toml"
+        "--machine", type=Path, default=ROOT / "src" / "elmoe" / "sim" / "specs" / "measured" / "this-machine.toml"
     )
     parser.add_argument("--profiles", default=",".join(MODELS))
     parser.add_argument("--shares", default="4,8")

@@ -6,7 +6,7 @@
 RESULTS.json is what `bench/tiers.py --traces FOLDER` wrote: rows with the measured ``decode_tok_s``, the ``model``,
 ``fast_bytes``, ``batch``, ``arm``, ``policy`` and the ``trace`` of a round. Each run is predicted from its trace (an
 arm that was not recorded but decodes the same tokens plainly, from the trace of ``ar``), the budget and the machine
-file (sim/specs/measured/this_machine.toml). Nothing is fitted to tokens/s: the file's numbers come from probes of parts
+file (sim/specs/measured/this-machine.toml). Nothing is fitted to tokens/s: the file's numbers come from probes of parts
 (`bench/this_machine.py`), the disk's rate from the probe beside the run (``probe_gb_per_s``) where the row has one,
 since the disk of a shared machine is twice as fast in one minute as in another. The caches have seen as many rounds of
 the same prompts as the bench made before the recorded one.
@@ -35,7 +35,7 @@ from elmoe.trace.replay import Policy
 from harness import RESULTS, ROOT, markdown_table, provenance, replace_block, write_result
 
 NAME, BLOCK = "tiers_validation", "tiers"
-MACHINE = ROOT / "src" / "elmoe" / "sim" / "specs" / "measured" / "this_machine.toml"
+MACHINE = ROOT / "src" / "elmoe" / "sim" / "specs" / "measured" / "this-machine.toml"
 POLICIES: dict[str, Policy | None] = {
     "benefit": Policy.BENEFIT,
     "hotness": Policy.HOT,

@@ -15,7 +15,7 @@ from elmoe.sim.host.spec import load_host
 from elmoe.trace.parquet import TraceWriter
 
 ROOT = Path(__file__).parents[2]
-MACHINE = ROOT / "src" / "elmoe" / "sim" / "specs" / "measured" / "this_machine.toml"
+MACHINE = ROOT / "src" / "elmoe" / "sim" / "specs" / "measured" / "this-machine.toml"
 FAST_BYTES = 16_000_000
 
 

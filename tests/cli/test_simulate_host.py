@@ -13,7 +13,7 @@ from elmoe import Engine, EngineOptions, Generation, Mode, Speculation
 from elmoe.trace.parquet import TraceWriter
 
 Capture = pytest.CaptureFixture[str]
-HOST = Path(__file__).parents[2] / "src" / "elmoe" / "sim" / "specs" / "measured" / "this_machine.toml"
+HOST = Path(__file__).parents[2] / "src" / "elmoe" / "sim" / "specs" / "measured" / "this-machine.toml"
 FIELDS = {
     *("model", "system", "scheme", "hb_gb", "batch", "context", "workload", "mode", "acceptance_rate"),
     *("latency_ms_per_token", "speedup_vs_xpu", "energy_mj_per_token", "phases", "tokens_per_s"),

@@ -26,7 +26,7 @@ from elmoe.report.store import DRAWING, Store, code_hash, file_hash, hash_of
 from elmoe.sim.headline import QUOTED as QUOTED_HEADLINE
 from elmoe.sim.headline import Headline, headline
 from elmoe.sim.host.spec import is_host, load_host
-from elmoe.sim.spec import load_machine
+from elmoe.sim.spec import MEASURED, load_machine
 
 NONE = "none"
 
@@ -122,11 +122,10 @@ def _report(
 
 def _shipped_machines() -> list[GivenMachine]:
     """Measured machines that come with elmoe."""
-    folder = files("elmoe.sim") / "specs" / "measured"
-    if not folder.is_dir():
-        return []
-    paths = sorted(Path(str(entry)) for entry in folder.iterdir() if entry.name.endswith(".toml"))
-    return [_given_machine(path) for path in paths]
+    return [
+        GivenMachine(name, file_hash(Path(str(files("elmoe.sim") / "specs" / "measured" / f"{name}.toml"))))
+        for name in MEASURED
+    ]
 
 
 def _given_machine(path: Path) -> GivenMachine:

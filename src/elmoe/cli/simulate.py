@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from elmoe.cli.console import Json, emit_json, err, out, parse_integers, say, table
-from elmoe.cli.simulate_host import CACHE_POLICIES, Asked, host_rows
+from elmoe.cli.simulate_host import Asked, FastBytes, LsbShare, PolicyName, host_rows
 from elmoe.errors import ConfigError
 from elmoe.sim.cost import prices
 from elmoe.sim.dram import load_device
@@ -76,15 +76,9 @@ def simulate(
     mac_energy: Annotated[
         str, typer.Option(help=f"Energy of a multiply-accumulate: {' or '.join(MAC_ENERGIES)} (docs/rtl.md).")
     ] = MAC_ENERGIES[0],
-    fast_bytes: Annotated[
-        str | None, typer.Option(help="Of a host: budget of its fast tier, for example 1.2GiB. Default: all in RAM.")
-    ] = None,
-    cache_policy: Annotated[
-        str | None, typer.Option(help=f"Of a host: which experts stay, {', '.join(CACHE_POLICIES)}. Default: benefit.")
-    ] = None,
-    lsb_share: Annotated[
-        float | None, typer.Option(help="Of a host: LSB records kept / MSB records kept. Default: the policy's.")
-    ] = None,
+    fast_bytes: FastBytes = None,
+    cache_policy: PolicyName = None,
+    lsb_share: LsbShare = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(
@@ -117,9 +111,7 @@ def simulate(
     queries = list(_queries(loads, machines, scheme, asked))
     found = rows(queries, specs) + host_rows(hosts, loads, asked, specs)
     _say_origins(loads)
-    config = {"mac_energy": mac_energy, "prices": as_table(prices().quantities)} | _config(
-        machines, hosts, loads, specs
-    )
+    config = {"mac_energy": mac_energy} | _config(machines, hosts, loads, specs)
     if output is not None:
         write_rows(output, found, config)
     played = None if timeline is None else _played(timeline, queries, specs)
@@ -164,6 +156,7 @@ def _config(machines: list[Machine], hosts: list[Host], loads: list[Load], specs
     """Every number that a result hangs on, with its source."""
     devices = {name for machine in machines for name in machine.devices}
     return {
+        "prices": as_table(prices().quantities),
         "machines": [
             {"system": machine.name, "hb_gb": machine.hb_equivalent_gb, **machine.as_tables()} for machine in machines
         ],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from elmoe.cli.console import parse_bytes
 from elmoe.errors import ConfigError
@@ -26,6 +28,15 @@ CACHE_POLICIES: dict[str, tuple[Policy | None, float]] = {
 }
 """The engine's names, and Belady's optimum: what ranks records, and LSB records kept / MSB records kept."""
 DEFAULT_CONTEXT = 1024
+FastBytes = Annotated[
+    str | None, typer.Option(help="Of a host: budget of its fast tier, for example 1.2GiB. Default: all in RAM.")
+]
+PolicyName = Annotated[
+    str | None, typer.Option(help=f"Of a host: which experts stay, {', '.join(CACHE_POLICIES)}. Default: benefit.")
+]
+LsbShare = Annotated[
+    float | None, typer.Option(help="Of a host: LSB records kept / MSB records kept. Default: the policy's.")
+]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from elmoe.errors import ConfigError
 from elmoe.sim.quantity import Quantity, Spec, as_table, nearest, quantity, refuse_unknown
 
 SYSTEMS = ("xpu", "xpu-pim", "xpu-logicpim", "xpu-nmp", "hb-xpu", "elmoe-3d")
+MEASURED = ("this-machine",)
+"""Computers that `bench/this_machine.py` measured."""
 BASELINE = "xpu"
 SCHEMES = ("none", "eagle", "slm", "quant", "elastic")
 
@@ -268,9 +270,11 @@ def read_system(name: str) -> dict[str, Any]:
     """The tables of a built-in system or of a TOML file as they stand there; ConfigError where there are none."""
     if name in SYSTEMS:
         return tomllib.loads((files("elmoe.sim") / "specs" / f"{name}.toml").read_text(encoding="utf-8"))
+    if name in MEASURED:
+        return tomllib.loads((files("elmoe.sim") / "specs" / "measured" / f"{name}.toml").read_text(encoding="utf-8"))
     path = Path(name)
     if path.suffix != ".toml":
-        raise ConfigError(f"unknown system {name!r}{nearest(name, SYSTEMS)}; or give a .toml file")
+        raise ConfigError(f"unknown system {name!r}{nearest(name, (*SYSTEMS, *MEASURED))}; or give a .toml file")
     return read_toml(path)
 
 

@@ -11,7 +11,7 @@ from elmoe.errors import ConfigError
 from elmoe.sim.host.spec import host_from_table, is_host, load_host
 from elmoe.sim.spec import load_machine
 
-EXAMPLE = Path(__file__).parents[3] / "src" / "elmoe" / "sim" / "specs" / "measured" / "this_machine.toml"
+EXAMPLE = Path(__file__).parents[3] / "src" / "elmoe" / "sim" / "specs" / "measured" / "this-machine.toml"
 
 
 def test_the_example_is_a_host() -> None:

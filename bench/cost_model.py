@@ -25,12 +25,13 @@ import numpy as np
 
 from elmoe import Engine, EngineOptions, Generation, Mode, Speculation
 from elmoe.backend.cpu.backend import CpuBackend
-from elmoe.backend.protocol import BestLogits, Bool, DraftQuality, ForwardResult, Int32, Rows
+from elmoe.backend.protocol import BestLogits, Bool, DraftQuality, ForwardResult, Rows
 from elmoe.backend.tiers import Keep
 from elmoe.bench.bandwidth import BandwidthProbe
 from elmoe.checkpoint.folder import Checkpoint
 from elmoe.checkpoint.resolve import resolve
 from elmoe.trace.schema import RunStats
+from emulation import BackendInside
 from harness import RESULTS, ROOT, markdown_table, provenance, replace_block, write_result
 
 CONTEXT = 32
@@ -39,28 +40,8 @@ DRAFT_ROWS = (1, 2, 4, 8, 16)
 VERIFY_ROWS = (2, 3, 5, 9, 17, 33)
 
 
-class EmulatedAcceptance:
+class EmulatedAcceptance(BackendInside):
     """A backend whose tokens are replaced: draft and target agree on the next one with a given chance."""
-
-    def __init__(self, backend: CpuBackend, chance: float) -> None:
-        self.backend, self.chance = backend, chance
-        self.shape, self.footprint, self.tiers = backend.shape, backend.footprint, backend.tiers
-
-    def allocate(self, sequence: int, cells: int) -> None:
-        """As the backend."""
-        self.backend.allocate(sequence, cells)
-
-    def copy(self, source: int, destination: int, cells: int) -> None:
-        """As the backend."""
-        self.backend.copy(source, destination, cells)
-
-    def release(self, sequence: int) -> None:
-        """As the backend."""
-        self.backend.release(sequence)
-
-    def move(self, sequence: int, source: Int32, destination: Int32) -> None:
-        """As the backend."""
-        self.backend.move(sequence, source, destination)
 
     def forward(
         self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None, keep: Keep | None = None

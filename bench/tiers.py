@@ -40,7 +40,7 @@ import numpy as np
 from cgroup import process_read_bytes
 from elasticity import mixed_prompts
 from elmoe.backend.cpu.backend import CpuBackend
-from elmoe.backend.protocol import BestLogits, Bool, DraftQuality, ForwardResult, Int32, Rows
+from elmoe.backend.protocol import BestLogits, Bool, DraftQuality, ForwardResult, Rows
 from elmoe.backend.tiers import MSB, Keep, TierCounters, TierLayout
 from elmoe.bench.disk import read_rate
 from elmoe.checkpoint.folder import Checkpoint
@@ -56,6 +56,7 @@ from elmoe.models.footprint import Footprint, footprint
 from elmoe.sim.table3 import quoted_cells
 from elmoe.trace.parquet import TraceWriter
 from elmoe.trace.schema import PassKind, RunStats
+from emulation import BackendInside
 from harness import RESULTS, ROOT, markdown_table, provenance, replace_block, write_result
 
 CONTEXT = 16
@@ -65,28 +66,8 @@ STREAM, AR, LRU, AUTO = "stream", "ar", "lru", "auto"
 PAPER = "paper"
 
 
-class SpoiledDrafts:
+class SpoiledDrafts(BackendInside):
     """A backend whose drafts are right with a given chance, and say so."""
-
-    def __init__(self, backend: CpuBackend, chance: float) -> None:
-        self.backend, self.chance = backend, chance
-        self.shape, self.footprint, self.tiers = backend.shape, backend.footprint, backend.tiers
-
-    def allocate(self, sequence: int, cells: int) -> None:
-        """As the backend."""
-        self.backend.allocate(sequence, cells)
-
-    def copy(self, source: int, destination: int, cells: int) -> None:
-        """As the backend."""
-        self.backend.copy(source, destination, cells)
-
-    def release(self, sequence: int) -> None:
-        """As the backend."""
-        self.backend.release(sequence)
-
-    def move(self, sequence: int, source: Int32, destination: Int32) -> None:
-        """As the backend."""
-        self.backend.move(sequence, source, destination)
 
     def forward(
         self, rows: Rows, pool: Bool | None = None, draft: DraftQuality | None = None, keep: Keep | None = None

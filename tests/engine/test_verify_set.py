@@ -30,9 +30,9 @@ def tree_of(nodes: list[tuple[int, float, list[int] | None]]) -> DraftTree:
     return tree
 
 
-def slow(cold: npt.ArrayLike = 1.0, base: float = 1.0, row: float = 0.0) -> SlowTier:
+def slow(cold: npt.ArrayLike = 1.0, base: float = 1.0) -> SlowTier:
     """One second per byte; every expert costs `cold` bytes."""
-    return SlowTier(np.broadcast_to(np.asarray(cold, dtype=np.float64), (LAYERS, EXPERTS)).copy(), 1.0, base, row)
+    return SlowTier(np.broadcast_to(np.asarray(cold, dtype=np.float64), (LAYERS, EXPERTS)).copy(), 1.0, base)
 
 
 def test_all_nodes_are_verified_where_nothing_is_read() -> None:

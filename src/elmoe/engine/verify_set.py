@@ -31,8 +31,6 @@ class SlowTier:
     seconds_per_byte: float
     base_seconds: float
     """Of a step, whatever is verified: its draft, and the pass without reads."""
-    row_seconds: float = 0.0
-    """Of one more verified row."""
 
 
 def choose_nodes(trees: Sequence[DraftTree], most: Sequence[int], slow: SlowTier) -> list[list[int]]:
@@ -140,7 +138,7 @@ class _Picker:
             more = float(self._left[places].sum())
         else:
             more = self._novel * (float(self._left.sum()) / self._all if self._all else 0.0)
-        return more * self._slow.seconds_per_byte + self._slow.row_seconds
+        return more * self._slow.seconds_per_byte
 
     def _places(self, tree: int, node: int) -> npt.NDArray[np.intp] | None:
         routing = self._trees[tree].routing.get(node)

@@ -89,8 +89,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['default_tok_s']:.2f}",
             f"{row['best_tok_s']:.2f} ({row['best']})",
             f"{row['elmoe_tok_s']:.1f}",
-            f"{row['ratio_to_default']:.0f}",
-            f"{row['ratio_to_best']:.0f}",
+            f"{row['ratio_to_default']:.1f}",
+            f"{row['ratio_to_best']:.1f}",
         ]
         for row in rows
     ]
@@ -111,9 +111,9 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true")
     arguments = parser.parse_args()
     if arguments.markdown:
-        replace_block(
-            ROOT / "docs" / "tiers.md", NAME, table(json.loads((RESULTS / f"{NAME}.json").read_text())["summary"])
-        )
+        document = json.loads((RESULTS / f"{NAME}.json").read_text())
+        for page in (ROOT / "docs" / "tiers.md", ROOT / "README.md"):
+            replace_block(page, NAME, table(document["summary"]))
         return
     try:
         folder = resolve(arguments.model)

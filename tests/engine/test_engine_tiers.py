@@ -142,7 +142,7 @@ def test_speculation_moves_the_arena_towards_msb_records(folder: Path) -> None:
     shares = []
     for mode in (Mode.AR, Mode.SD):
         engine = opened(folder, speculation=Speculation(mode, 2, 4, 8))
-        texts(engine, 60)
+        texts(engine, 200)  # several reviews: how many passes they take depends on what reading costs
         assert isinstance(engine.pool, TieredPool)
         msb, lsb = engine.pool.quotas.sum(axis=1)
         assert engine.backend.tiers is not None

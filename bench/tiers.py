@@ -196,7 +196,7 @@ def measure(case: Case, names: Sequence[str]) -> list[dict[str, Any]]:
             probe = read_rate(case.folder / MSB_FILE, record, PROBE_DEPTH, PROBE_SECONDS, turn)
             last = turn == case.rounds and case.traces is not None and arm.name.split()[0] in (AR, "sd")
             trace = trace_path(case, arm.name) if last else None
-            row = arm.run(trace) | {"probe_gb_per_s": probe, "trace": None if trace is None else str(trace)}
+            row = arm.run(trace) | {"probe_gb_per_s": probe, "trace": _shown(trace)}
             print(f"  {turn} {arm.name:12} {progress(row)}", flush=True)
             probes.append(probe)
             if turn:
@@ -319,6 +319,16 @@ def rewrite_tables() -> None:
         replace_block(ROOT / "docs" / "tiers.md", name, table(document["rows"]))
 
 
+def _shown(value: Any) -> Any:
+    """For JSON that is passed on: paths in this repository from its root, others by name."""
+    if isinstance(value, list):
+        return [_shown(Path(each)) for each in value]
+    if not isinstance(value, Path):
+        return value
+    whole = value.resolve()
+    return str(whole.relative_to(ROOT)) if whole.is_relative_to(ROOT) else whole.name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="`.elmoe` folders, or `tiny`")
@@ -359,7 +369,7 @@ def main() -> None:
                 rows += [row | {"share": share} for row in measure(case, [n for n in arguments.arms.split(",") if n])]
     path = RESULTS / f"{arguments.name}.json"
     before = json.loads(path.read_text())["rows"] if arguments.append and path.is_file() else []
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
+    settings = {name: _shown(value) for name, value in vars(arguments).items()}
     write_result(
         arguments.name, provenance(settings) | {"rows": before + rows, "seconds": time.perf_counter() - started}
     )

@@ -147,13 +147,13 @@ def _case(row: Row) -> tuple[Any, ...]:
 def _trace_of(row: Row, rows: list[Row]) -> Path | None:
     """The row's own trace; for plain decoding under another policy that of ``ar``: the tokens are the same."""
     if row.get("trace"):
-        return Path(row["trace"])
+        return ROOT / row["trace"]
     if row.get("depth") and row.get("mode") not in (AR, "stream", "lru"):
         return None
     same = [
         other["trace"] for other in rows if other["arm"] == AR and _case(other) == _case(row) and other.get("trace")
     ]
-    return Path(same[0]) if same else None
+    return ROOT / same[0] if same else None
 
 
 def table(found: list[Row]) -> str:

@@ -1,7 +1,6 @@
 #include "expert_store.h"
 
 #include <algorithm>
-#include <chrono>
 #include <fcntl.h>
 #include <stdexcept>
 #include <sys/mman.h>
@@ -110,9 +109,7 @@ void ExpertStore::arrange(const int32_t *quotas) {
         evict(coldest(p, l));
   bool changed = false;
   for (int p = 0; p < kPlanes; ++p) {
-    int have = 0;
-    for (const Segment &s : segments_)
-      have += s.plane == p;
+    int have = segments_of(p);
     for (; have > wanted[static_cast<size_t>(p)]; --have, changed = true) {
       int emptiest = -1;
       for (int s = 0; s < static_cast<int>(segments_.size()); ++s) {
@@ -124,9 +121,7 @@ void ExpertStore::arrange(const int32_t *quotas) {
     }
   }
   for (int p = 0; p < kPlanes; ++p) {
-    int have = 0;
-    for (const Segment &s : segments_)
-      have += s.plane == p;
+    int have = segments_of(p);
     for (int s = 0; have < wanted[static_cast<size_t>(p)]; ++s)
       if (segments_[static_cast<size_t>(s)].plane < 0) {
         commit(s, p);
@@ -136,6 +131,11 @@ void ExpertStore::arrange(const int32_t *quotas) {
   }
   if (changed)
     register_segments();
+}
+
+int ExpertStore::segments_of(int plane) const {
+  return static_cast<int>(
+      std::count_if(segments_.begin(), segments_.end(), [plane](const Segment &s) { return s.plane == plane; }));
 }
 
 void ExpertStore::commit(int segment, int plane) {

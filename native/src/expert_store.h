@@ -71,7 +71,6 @@ public:
   // when all its reads have begun. False: a read failed, see `fault`.
   bool next(std::vector<int> &ready, const std::function<void()> &idle);
   const uint8_t *record(int plane, int layer, int expert) const { return places_[id(plane, layer, expert)].at; }
-  size_t record_bytes(int plane) const { return plan_.bytes[static_cast<size_t>(plane)]; }
   // Whether it was read since `release` and its checksum is still to be compared.
   bool unchecked(int plane, int layer, int expert) const { return unchecked_[id(plane, layer, expert)]; }
   void set_checked(int plane, int layer, int expert) { unchecked_[id(plane, layer, expert)] = 0; }
@@ -114,6 +113,7 @@ private:
   size_t coldest(int plane, int layer) const;
   size_t coldest_waiting(int plane) const;
   void evict(size_t record);
+  int segments_of(int plane) const;
   void vacate(int segment);
   void commit(int segment, int plane);
   void register_segments();

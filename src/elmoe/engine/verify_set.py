@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elmoe.engine.draft import DraftTree
+from elmoe.trace.schema import routing_counts
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -80,10 +81,7 @@ def routing_of(trees: Sequence[DraftTree], verified: Sequence[Sequence[int]], ex
     ]
     if not known:
         return None
-    stacked = np.stack(known)  # [R, L, A]
-    layers = stacked.shape[1]
-    numbered = stacked + np.arange(layers)[:, None] * experts
-    return np.bincount(numbered.ravel(), minlength=layers * experts).reshape(layers, experts)
+    return routing_counts(np.stack(known), experts)
 
 
 class _Picker:

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import re
-import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from figure_sources import sources
 
+from chromium import NEEDS_CHROMIUM, launched
 from elmoe.report.catalogue import CATALOGUE, draw
 from elmoe.report.methods import assumptions
 from elmoe.report.reproduction import Reproduction, write_page
 from elmoe.report.store import Store
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 pytestmark = [
     pytest.mark.verify,
     pytest.mark.filterwarnings("default"),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; apt-get install chromium"),
-    pytest.mark.skipif(find_spec("playwright") is None, reason="playwright is not installed; run make verify"),
+    *NEEDS_CHROMIUM,
 ]
 WIDTHS = (1280, 390)
 
@@ -39,12 +32,8 @@ def report_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
-from importlib.util import find_spec
 
 import pytest
 from random_server import open_engine, serving
 
+from chromium import NEEDS_CHROMIUM, launched
 from elmoe.engine.controller import Mode, Speculation
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 pytestmark = [
     pytest.mark.verify,
     pytest.mark.filterwarnings("default"),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; apt-get install chromium"),
-    pytest.mark.skipif(find_spec("playwright") is None, reason="playwright is not installed; run make verify"),
+    *NEEDS_CHROMIUM,
 ]
 PHONE = {"width": 375, "height": 700}
 
@@ -34,12 +27,8 @@ def url(model_folder):
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
